@@ -1,0 +1,62 @@
+# Everything a developer or CI does, from a bare Debian with python 3.11, make and git.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+SYSTEM_PACKAGES := python3-venv xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 \
+  libglib2.0-0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
+  libxcb-xinerama0 libxcb-cursor0 libxcb-xkb1
+# A test run on a screen of its own: GUI tests need OpenGL, which Qt's offscreen platform has not and Xvfb has.
+XVFB := xvfb-run --auto-servernum --server-args="-screen 0 1920x1200x24 +extension GLX"
+
+.PHONY: help setup system demo test test-all lint types check cover clean
+
+help:
+	@echo "make demo      install, then run the main job on sample data"
+	@echo "make test      install, then run the tests (GUI ones on a virtual screen)"
+	@echo "make test-all  the slow tests too"
+	@echo "make check     ruff, mypy, import-linter"
+	@echo "make cover     the tests with coverage measured"
+
+# System libraries that Qt, OpenGL and Xvfb need. Installed where we may; otherwise the one line to run is printed.
+system:
+	@missing=""; for p in $(SYSTEM_PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q "ok installed" || missing="$$missing $$p"; done; \
+	if ! command -v dpkg-query >/dev/null; then echo "Not a Debian system: install Xvfb, OpenGL and the xcb libraries of Qt yourself."; \
+	elif [ -z "$$missing" ]; then true; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo apt-get update -qq && sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "These system libraries are missing. Run once:  sudo apt-get install -y$$missing"; exit 1; fi
+
+$(VENV)/.installed: pyproject.toml constraints.txt | system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/napari-unet demo --out demo-output
+
+test: setup
+	$(XVFB) $(BIN)/python -m pytest -m "not slow and not cuda" $(PYTEST_ARGS)
+
+test-all: setup
+	$(XVFB) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+cover: setup
+	$(XVFB) $(BIN)/python -m coverage run -m pytest -m "not slow and not cuda" $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types
+	$(BIN)/lint-imports --config setup.cfg
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info

@@ -1,0 +1,5 @@
+from napari_unet import __version__
+
+
+def main():
+    print(__version__)

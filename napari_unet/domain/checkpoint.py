@@ -1,0 +1,55 @@
+"""A trained model as a value: weights, how it was made, what it knows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.settings import ModelSettings
+
+
+class ModelCard(BaseModel):
+    """What stands beside the weights, in the same file.
+
+    ``seen`` lists fingerprints of the scans it learnt from (hashes of voxels; no names). ``scores`` maps a
+    fingerprint of a locked case to its Dice; ``parent`` is the identifier of the checkpoint it grew from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format_version: int = 1
+    name: str
+    settings: ModelSettings
+    label_schema: LabelSchema
+    parent: str | None = None
+    seen: tuple[str, ...] = ()
+    scores: dict[str, float | None] = Field(default_factory=dict)
+    steps: int = 0
+    created: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    modality: str | None = None
+    notes: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights by name (numpy arrays) with their card."""
+
+    weights: dict[str, NDArray]
+    card: ModelCard
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the weights; equal weights have an equal identifier."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(self.weights):
+            array = np.ascontiguousarray(self.weights[name])
+            digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
