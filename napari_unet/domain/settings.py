@@ -23,7 +23,7 @@ class NetworkSettings(_Frozen):
     """A U-Net in 2D or 3D (Ronneberger 2015, Cicek 2016)."""
 
     dimensions: Literal[2, 3] = Field(2, description="2: one plane at a time; 3: a volume at a time")
-    in_channels: int = Field(1, ge=1, le=64, description="Image channels, times neighbouring slices in 2.5D")
+    in_channels: int = Field(1, ge=1, le=64, description="Image channels")
     out_channels: int = Field(2, ge=2, le=1024, description="Classes, background included")
     base_channels: int = Field(16, ge=4, le=128, description="Features at full resolution; doubled per level")
     max_channels: int = Field(256, ge=16, le=1024, description="Features never grow beyond this")
@@ -32,7 +32,7 @@ class NetworkSettings(_Frozen):
     )
     norm: Literal["instance", "batch"] = "instance"
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
-    upsampling: Literal["transposed", "interpolated"] = "transposed"
+    activation_first: bool = Field(False, description="Conv-activation-norm, as the classic guide has it")
 
 
 class PreparationSettings(_Frozen):
@@ -45,7 +45,6 @@ class PreparationSettings(_Frozen):
         (0.5, 99.5), description="Intensities outside these percentiles are clipped first"
     )
     colour: Literal["grey", "rgb"] = Field("grey", description="Colour pictures as luminance or as three channels")
-    context_slices: int = Field(0, ge=0, le=5, description="2.5D: neighbouring slices on each side as channels")
 
 
 class AugmentationSettings(_Frozen):

@@ -1,0 +1,169 @@
+"""Which device, precision and number of threads a job computes with: decided once, before it starts.
+
+The decision needs torch, so that a window asks for it with a job (:func:`resolving`). What is decided travels as a
+value; nothing below this floor chooses for itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import EngineError
+from napari_unet.domain.settings import ComputeSettings
+
+logger = logging.getLogger(__name__)
+
+#: bfloat16 rounds to 8 bits: it has to be clearly faster to be worth that.
+_WORTHWHILE_SPEED_UP = 1.2
+_PROBE_REPEATS = 5
+
+
+def resolve(settings: ComputeSettings) -> ResolvedCompute:
+    """Decide what the settings leave open, for the machine this runs on. Imports torch.
+
+    Parameters
+    ----------
+    settings : ComputeSettings
+        ``auto`` takes CUDA before MPS before the CPU. On CUDA it takes bfloat16 where the hardware has it, else
+        float16; on MPS float32; on the CPU whichever of float32 and bfloat16 a short probe finds faster
+        (remembered per processor and version of torch).
+
+    Returns
+    -------
+    ResolvedCompute
+        With a sentence that says why.
+
+    Raises
+    ------
+    EngineError
+        A device was asked for by name and is not there.
+    """
+    threads = settings.threads or available_cores()
+    device, why = _device(settings.device)
+    if settings.precision != "auto":
+        precision = settings.precision
+    elif device == "cpu":
+        precision = _cpu_precision(threads)
+    else:
+        precision = "float32" if device == "mps" else _cuda_precision()
+    return ResolvedCompute(device, precision, threads, reason=f"{why}, in {precision}.")
+
+
+def resolving(settings: ComputeSettings) -> Generator[object, None, ResolvedCompute]:
+    """Do :func:`resolve` as a job, so that the window imports no torch. Yields nothing."""
+    yield from ()
+    return resolve(settings)
+
+
+def available_cores() -> int:
+    """Return the number of physical cores that this process may use (hyperthreads do not speed convolutions up)."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def _device(wanted: str) -> tuple[str, str]:
+    import torch
+
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise EngineError(
+            "No usable CUDA GPU was found: choose the device 'auto' or 'cpu', or check the driver and the torch build."
+        )
+    if wanted == "mps" and not has_mps:
+        raise EngineError("No Apple GPU (MPS) was found: choose the device 'auto' or 'cpu'.")
+    if wanted == "cuda" or (wanted == "auto" and has_cuda):
+        return "cuda", f"Computing on the GPU {torch.cuda.get_device_name()}"
+    if wanted == "mps" or (wanted == "auto" and has_mps):
+        return "mps", "Computing on the Apple GPU"
+    return "cpu", "Computing on the CPU" if wanted == "cpu" else "No usable GPU was found: computing on the CPU"
+
+
+def _cuda_precision() -> str:
+    import torch
+
+    # Emulated bfloat16 "works" on older GPUs, slower than float32.
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+@functools.cache
+def _cpu_precision(threads: int) -> str:
+    import torch
+
+    key = f"torch {torch.__version__}, {_cpu_name()}, {threads} threads"
+    path = _cache_path()
+    known = _read_cache(path)
+    if key not in known:
+        known[key] = {name: _probe(name, threads) for name in ("float32", "bfloat16")}
+        _write_cache(path, known)
+    seconds = known[key]
+    logger.info("%s: %s", key, seconds)
+    return "bfloat16" if seconds["float32"] >= _WORTHWHILE_SPEED_UP * seconds["bfloat16"] else "float32"
+
+
+def _probe(precision: str, threads: int) -> float:
+    """Return the seconds of one small convolution, forward and backward, channels last; the best of a few."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        convolution = torch.nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)
+        patch = torch.zeros(2, 32, 96, 96).contiguous(memory_format=torch.channels_last).requires_grad_()
+        best = float("inf")
+        # The first round is the library's own preparation, and is never the best.
+        for _ in range(1 + _PROBE_REPEATS):
+            start = time.perf_counter()
+            with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
+                total = convolution(patch).float().sum()
+            total.backward()
+            best = min(best, time.perf_counter() - start)
+        return best
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cpu_name() -> str:
+    if platform.system() == "Linux":
+        try:
+            for line in Path("/proc/cpuinfo").read_text().splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()
+
+
+def _cache_path() -> Path:
+    import platformdirs
+
+    return platformdirs.user_cache_path("napari-unet") / "cpu-precision.json"
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, float]]:
+    """Return the measurements made before; none where the file is absent or not ours."""
+    try:
+        found = json.loads(path.read_text())
+        return {key: {name: float(value[name]) for name in ("float32", "bfloat16")} for key, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write_cache(path: Path, known: dict[str, dict[str, float]]) -> None:
+    """Keep the measurements, if the disk lets us: without them the next program measures again."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(path)
+    except OSError as error:
+        logger.info("The measured precision could not be kept: %s", type(error).__name__)

@@ -1,0 +1,1 @@
+"""Floor 3: tiles in, proposal out."""

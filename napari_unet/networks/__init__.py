@@ -1,0 +1,1 @@
+"""Floor 2: the networks, from one description."""

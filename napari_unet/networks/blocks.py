@@ -1,0 +1,59 @@
+"""The pieces of a U-Net, in 2D and 3D."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from napari_unet.domain.settings import NetworkSettings
+
+
+def convolution(dimensions: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """Return the convolution of that many dimensions."""
+    return nn.Conv2d if dimensions == 2 else nn.Conv3d
+
+
+def _norm(channels: int, settings: NetworkSettings) -> nn.Module:
+    if settings.norm == "instance":
+        kind = nn.InstanceNorm2d if settings.dimensions == 2 else nn.InstanceNorm3d
+        return kind(channels, affine=True)
+    return (nn.BatchNorm2d if settings.dimensions == 2 else nn.BatchNorm3d)(channels)
+
+
+def _activation(settings: NetworkSettings) -> nn.Module:
+    return nn.ReLU(inplace=True) if settings.activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
+
+
+class DoubleConvolution(nn.Sequential):
+    """Two 3-wide convolutions, each with normalisation and activation in the order the settings say."""
+
+    def __init__(self, in_channels: int, out_channels: int, settings: NetworkSettings) -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            # A norm directly behind a convolution cancels its bias.
+            bias = settings.activation_first
+            layers.append(convolution(settings.dimensions)(channels, out_channels, 3, padding=1, bias=bias))
+            pair = [_norm(out_channels, settings), _activation(settings)]
+            layers += reversed(pair) if settings.activation_first else pair
+        super().__init__(*layers)
+
+
+class Downsample(nn.Sequential):
+    """Max pooling by the stride of a level."""
+
+    def __init__(self, dimensions: int, stride: tuple[int, ...]) -> None:
+        super().__init__((nn.MaxPool2d if dimensions == 2 else nn.MaxPool3d)(stride))
+
+
+class Upsample(nn.Module):
+    """Transposed convolution by the stride of a level."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, settings: NetworkSettings, stride: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        kind = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
+        self.up = kind(in_channels, out_channels, stride, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge the spatial axes by the stride."""
+        return self.up(x)

@@ -1,0 +1,67 @@
+"""Intensities of a scan to network input: colour, clipping, normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import PreparationSettings
+
+# ITU-R BT.601, as Pillow and scikit-image turn colour into grey.
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+# Percentiles of at most so many voxels: their error is far below the noise of any scan.
+_PERCENTILE_SAMPLE = 1_000_000
+
+
+def prepare(scan: Scan, settings: PreparationSettings) -> NDArray[np.float32]:
+    """Return a scan as network input in acquired planes.
+
+    Parameters
+    ----------
+    scan : Scan
+        2D or 3D, any dtype, with or without channels.
+    settings : PreparationSettings
+        Clipping, normalisation, colour. Each channel is treated by itself, over the whole scan.
+
+    Returns
+    -------
+    (channels, slices, height, width) float32 array
+        One slice in 2D. A constant scan becomes zeros.
+    """
+    channels = scan.channels_first()
+    if scan.is_rgb:
+        channels = channels[:3]
+        if settings.colour == "grey":
+            channels = np.tensordot(_LUMINANCE, channels, axes=1)[np.newaxis]
+    elif settings.colour == "rgb" and len(channels) == 1:
+        channels = np.repeat(channels, 3, axis=0)
+    return np.stack([_normalise(scan.to_planes(channel), settings) for channel in channels])
+
+
+def n_input_channels(scan: Scan, settings: PreparationSettings) -> int:
+    """Return how many channels :func:`prepare` makes of a scan."""
+    if scan.is_rgb or scan.n_channels == 1:
+        return 3 if settings.colour == "rgb" else 1
+    return scan.n_channels
+
+
+def _normalise(channel: NDArray, settings: PreparationSettings) -> NDArray[np.float32]:
+    values = np.ascontiguousarray(channel, np.float32)
+    if settings.clip_percentiles is not None:
+        step = max(1, values.size // _PERCENTILE_SAMPLE)
+        low, high = np.percentile(values.reshape(-1)[::step], settings.clip_percentiles)
+        # A mostly empty scan may have equal percentiles; clipping it there would erase what little it shows.
+        if high > low:
+            values = np.clip(values, low, high)
+    if settings.normalisation == "none":
+        return values
+    if settings.normalisation == "zscore":
+        # float64 sums: raw MR intensities reach 1e6 and their squares lose float32's digits.
+        centre, extent = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    else:
+        low, high = float(values.min()), float(values.max())
+        centre, extent = (low, high - low) if settings.normalisation == "unit" else ((low + high) / 2, (high - low) / 2)
+    if not extent > 0:
+        return np.zeros_like(values)
+    return ((values - np.float32(centre)) / np.float32(extent)).astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""Floor 5: the application without a window: commands, state, history."""
