@@ -48,12 +48,11 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     """
     threads = settings.threads or available_cores()
     device, why = _device(settings.device)
-    if settings.precision != "auto":
-        precision = settings.precision
-    elif device == "cpu":
-        precision = _cpu_precision(threads)
-    else:
-        precision = "float32" if device == "mps" else _cuda_precision()
+    precision: str = settings.precision
+    if precision == "auto":
+        precision = {"cuda": _cuda_precision, "mps": lambda: "float32", "cpu": lambda: _cpu_precision(threads)}[
+            device
+        ]()
     return ResolvedCompute(device, precision, threads, reason=f"{why}, in {precision}.")
 
 
@@ -117,7 +116,8 @@ def _probe(precision: str, threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        convolution = torch.nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)
+        convolution = torch.nn.Conv2d(32, 32, 3, padding=1)
+        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         patch = torch.zeros(2, 32, 96, 96).contiguous(memory_format=torch.channels_last).requires_grad_()
         best = float("inf")
         # The first round is the library's own preparation, and is never the best.

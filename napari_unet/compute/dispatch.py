@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psutil
+
 from napari_unet.compute import worker
-from napari_unet.compute.local import SessionFolder, kill_processes, open_cluster
+from napari_unet.compute.local import SessionFolder, end_processes, find_processes, kill_processes, open_cluster
 from napari_unet.compute.transport import discard, unwrap, wrap
 from napari_unet.compute.worker import Lane, Order, Outcome
 from napari_unet.domain.errors import EngineError, NapariUnetError
@@ -26,12 +29,16 @@ from napari_unet.domain.errors import EngineError, NapariUnetError
 logger = logging.getLogger(__name__)
 
 Verdict = Literal["running", "event", "result", "error", "cancelled"]
+DispatcherState = Literal["starting", "ready", "failed"]
 
 #: A job that has not stopped so many seconds after it was asked to is killed with its process.
 KILL_AFTER_SECONDS = 2.0
 _START_SECONDS = 60.0
 _HEALTH_CHECK_SECONDS = 0.5
 _NOTICE_SECONDS = 5.0
+_QUIET_SECONDS = 1.0
+#: The nanny logs which signal ended a worker a little after the scheduler has missed it.
+_LAST_WORDS_SECONDS = 0.2
 _MOST_ATTEMPTS = 3
 
 _LOST = "The computing process was lost (it may have run out of memory): it has been started again, please try again."
@@ -103,7 +110,7 @@ class Dispatcher:
         Told ``ready``, ``starting`` (again, after a loss) or ``failed``, on the dispatcher's thread.
     """
 
-    def __init__(self, folder: SessionFolder, on_state: Callable[[str], None]) -> None:
+    def __init__(self, folder: SessionFolder, on_state: Callable[[DispatcherState], None]) -> None:
         self._folder = folder
         self._on_state = on_state
         self._topic = f"napari-unet-{folder.path.name}"
@@ -163,7 +170,7 @@ class Dispatcher:
         except Exception:
             logger.exception("The computing processes did not start. They wrote:\n%s", self._folder.log_tail())
         finally:
-            kill_processes(self._folder.path)
+            kill_processes(find_processes(self._folder.path))
             with self._lock:
                 self._loop = None
                 self._over = True
@@ -188,13 +195,17 @@ class Dispatcher:
         from distributed import Client
 
         async with contextlib.AsyncExitStack() as stack:
+            # A scheduler that is gone keeps Dask waiting for half a minute: what is left is killed.
+            processes: list[psutil.Process] = []
+            stack.push_async_callback(self._end, processes)
             cluster = await open_cluster(self._folder.path)
+            processes += find_processes(self._folder.path)
             stack.push_async_callback(_quietly, cluster.close)
             client = Client(cluster, asynchronous=True, set_as_default=False)
-            stack.push_async_callback(_quietly, client.close, 0.5)
+            stack.push_async_callback(_quietly, client.close)
             await client
             client.subscribe_topic(self._topic, self._on_message)
-            await client.wait_for_workers(1, timeout=_START_SECONDS)
+            await client.wait_for_workers(1, timeout=_START_SECONDS)  # type: ignore[func-returns-value, misc]
             self._client = client
             self._on_state("ready")
             self._pump()
@@ -208,10 +219,11 @@ class Dispatcher:
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=_HEALTH_CHECK_SECONDS)
 
+    async def _end(self, processes: list[psutil.Process]) -> None:
+        await end_processes([*processes, *find_processes(self._folder.path)])
+
     async def _until_broken(self, client: Any) -> None:
         """Return when the scheduler or the nanny is gone. A worker alone is brought back by its nanny."""
-        import psutil
-
         parents = await client.run(os.getppid)
         nannies = [psutil.Process(pid) for pid in parents.values()]
         while client.status == "running" and all(
@@ -268,6 +280,8 @@ class Dispatcher:
         try:
             task.begin_attempt()
             outcome = await self._outcome(task, client)
+            if outcome is None and not task.stop.is_set():
+                await asyncio.sleep(_LAST_WORDS_SECONDS)
             verdict = self._judge(task, outcome)
         except Exception:
             logger.exception("Job %s could not be run", task.id)
@@ -312,7 +326,16 @@ class Dispatcher:
         if task.shares:
             await asyncio.wait([asyncio.wrap_future(share) for share in task.shares])
         call = wrap(task.call, self._folder.messages)
-        order = Order(task.id, task.attempt, call, task.lane, task.threads, self._topic, str(self._folder.messages))
+        order = Order(
+            task.id,
+            task.attempt,
+            call,
+            task.lane,
+            task.threads,
+            self._topic,
+            str(self._folder.messages),
+            tuple(sys.path),
+        )
         future = client.submit(
             worker.run, order, key=f"{task.id}-{task.attempt}", resources={task.lane: 1}, retries=0, pure=False
         )
@@ -345,8 +368,6 @@ class Dispatcher:
             await asyncio.wait({result}, timeout=_NOTICE_SECONDS)
 
     def _kill(self, pid: int) -> None:
-        import psutil
-
         logger.warning("Process %d is killed: its job did not stop within %.0f s", pid, KILL_AFTER_SECONDS)
         self._killed.add(pid)
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -362,6 +383,6 @@ def _silence_dask() -> None:
 async def _quietly(function: Callable[..., Any], *args: Any) -> None:
     """Await a call to something that may be gone already."""
     try:
-        await function(*args)
+        await asyncio.wait_for(function(*args), _QUIET_SECONDS)
     except Exception:
         logger.debug("%r failed", function, exc_info=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from napari_unet.compute.device import available_cores
 from napari_unet.compute.dispatch import NOT_STARTED, Dispatcher, Task, Verdict
-from napari_unet.compute.local import SessionFolder, kill_processes
+from napari_unet.compute.local import SessionFolder, find_processes, kill_processes
 from napari_unet.compute.transport import SharedArray, SharedArrays
 from napari_unet.compute.worker import Lane
 from napari_unet.domain.compute import ResolvedCompute
@@ -273,7 +273,7 @@ class Engine:
         self._jobs.clear()
         if self._folder is not None and self._shared is not None:
             self._shared.close()
-            kill_processes(self._folder.path)
+            kill_processes(find_processes(self._folder.path))
             self._folder.remove()
         self._arrived.set()
 

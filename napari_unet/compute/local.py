@@ -5,19 +5,25 @@ Nothing here knows about jobs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 #: Names of files in a session's folder.
 LOG_NAME = "engine.log"
 OWNER_NAME = "owner"
 _PRELOAD = "napari_unet.compute.preload"
 _LOG_TAIL_BYTES = 8000
+_GONE_SECONDS = 1.0
 
 
 class SessionFolder:
@@ -29,13 +35,16 @@ class SessionFolder:
         (self.path / OWNER_NAME).write_text(str(os.getpid()))
         self.messages = self.path / "messages"
         self.messages.mkdir()
+        self._log_position = 0
 
     def log_tail(self) -> str:
-        """Return the end of what the computing processes wrote."""
+        """Return the end of what the computing processes wrote since this was last asked."""
         try:
-            return (self.path / LOG_NAME).read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
+            written = (self.path / LOG_NAME).read_bytes()
         except OSError:
             return ""
+        news, self._log_position = written[self._log_position :], len(written)
+        return news[-_LOG_TAIL_BYTES:].decode(errors="replace")
 
     def remove(self) -> None:
         """Remove it with everything in it."""
@@ -81,6 +90,8 @@ async def open_cluster(folder: Path) -> Any:
     from distributed import LocalCluster, Security, SubprocessCluster
 
     keys = make_keys(folder)
+    address = folder / "scheduler.json"
+    address.unlink(missing_ok=True)  # a predecessor's would be taken for the new one's
     worker: dict[str, Any] = {
         "resources": {"quick": 1, "train": 1},
         "local_directory": str(folder),
@@ -101,6 +112,7 @@ async def open_cluster(folder: Path) -> Any:
         "dashboard_address": None,
         "security": Security(**keys),
         "asynchronous": True,
+        "silence_logs": False,  # they go to the session's log
         # Dask's own exit hook would find the processes gone; the engine closes before.
         "shutdown_on_close": False,
     }
@@ -112,27 +124,57 @@ async def open_cluster(folder: Path) -> Any:
         "security": keys,
         # A job that killed its worker once would do so again.
         "allowed_failures": 0,
-        "scheduler_file": str(folder / "scheduler.json"),
+        "scheduler_file": str(address),
         "preload": [_PRELOAD],
     }
-    return await SubprocessCluster(
-        scheduler_kwargs=scheduler,
-        worker_kwargs={**worker, "security": keys},
-        worker_class=f"{_PRELOAD}.QuietNanny",
-        **common,
-    )
+    with _safe_path():
+        return await SubprocessCluster(
+            scheduler_kwargs=scheduler,
+            worker_kwargs={**worker, "security": keys},
+            worker_class=f"{_PRELOAD}.QuietNanny",
+            **common,
+        )
 
 
-def kill_processes(folder: Path) -> None:
-    """Kill every child process that was started for a folder, with its own children, and wait until they are gone."""
-    import psutil
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the current folder off the children's module path: a ``random.py`` among the scans would be imported."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
 
-    doomed = []
+
+def find_processes(folder: Path) -> list[psutil.Process]:
+    """Return the child processes that were started for a folder, each after its own children."""
+    found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if str(folder) in " ".join(child.cmdline()):
-                doomed += [*child.children(recursive=True), child]
-    for process in doomed:
+                found += [*child.children(recursive=True), child]
+    return found
+
+
+def kill_processes(processes: list[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone."""
+    _kill(processes)
+    psutil.wait_procs(processes, timeout=_GONE_SECONDS)
+
+
+async def end_processes(processes: list[psutil.Process]) -> None:
+    """Do :func:`kill_processes` while the event loop, which started them, hears of their end."""
+    _kill(processes)
+    deadline = time.monotonic() + _GONE_SECONDS
+    while any(process.is_running() for process in processes) and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(doomed, timeout=1.0)

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distributed import Nanny, Worker
-from distributed.core import Server
+from distributed import Nanny, Scheduler, Worker
 
 from napari_unet.compute import worker
 from napari_unet.compute.local import LOG_NAME, OWNER_NAME
@@ -26,7 +25,7 @@ from napari_unet.compute.local import LOG_NAME, OWNER_NAME
 _OWNER_CHECK_SECONDS = 1.0
 
 
-def dask_setup(server: Server) -> None:
+def dask_setup(server: Scheduler | Worker) -> None:
     """Prepare the scheduler or the worker; Dask calls it before they serve.
 
     Parameters
@@ -34,7 +33,7 @@ def dask_setup(server: Server) -> None:
     server : distributed.Scheduler or distributed.Worker
         Its keys lie in the session's folder.
     """
-    folder = Path(server.security.tls_ca_file).parent
+    folder = Path(server.security.tls_ca_file).parent  # type: ignore[attr-defined]
     _write_to(folder / LOG_NAME)
     # Dask serves its state over plain HTTP even without a dashboard.
     server.http_server.stop()
@@ -48,11 +47,13 @@ def dask_setup(server: Server) -> None:
 class QuietNanny(Nanny):
     """A nanny that has nothing to say on the person's terminal, from its first line on."""
 
-    def __init__(self, *args: Any, security: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, scheduler: str, *, security: dict[str, Any], **kwargs: Any) -> None:
         folder = Path(security["tls_ca_file"]).parent
         _write_to(folder / LOG_NAME)
         _belong_to_owner(folder)
-        super().__init__(*args, security=security, **kwargs)
+        super().__init__(scheduler, security=security, **kwargs)
+        # It alone says which signal ended a worker.
+        logging.getLogger("distributed.nanny").setLevel(logging.INFO)
 
 
 def _belong_to_owner(folder: Path) -> None:

@@ -13,6 +13,7 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -48,7 +49,7 @@ def wrap(data: bytes, folder: Path) -> Parcel:
     return str(path)
 
 
-def unwrap(parcel: Parcel) -> object:
+def unwrap(parcel: Parcel) -> Any:
     """Return the value that was wrapped. The file, if there is one, stays."""
     return pickle.loads(parcel if isinstance(parcel, bytes) else Path(parcel).read_bytes())
 

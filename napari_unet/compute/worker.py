@@ -42,6 +42,8 @@ class Order:
         Where its messages go.
     folder : str
         Where large messages go.
+    path : tuple of str
+        The client's module search path, so that the worker finds the job where the client found it.
     """
 
     job: str
@@ -51,6 +53,7 @@ class Order:
     threads: int
     topic: str
     folder: str
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,9 @@ def run(order: Order) -> Outcome:
     messenger.started()
     try:
         with _in_lane(order.lane):
+            sys.path += [entry for entry in order.path if entry not in sys.path]
             set_threads(order.threads)
-            function, args, kwargs = unwrap(order.call)  # type: ignore[misc]
+            function, args, kwargs = unwrap(order.call)
             finished, value = _drive(order, messenger, function(*args, **kwargs))
             if not finished:
                 return Outcome("cancelled", messenger.sent)

@@ -23,6 +23,8 @@ from napari_unet.networks.unet import UNet
 
 # Voxels in one forward pass: beyond this CPU caches and small GPUs suffer.
 _TILE_VOXELS = {2: 512 * 512, 3: 96 * 96 * 96}
+# Planes of a 2D slab: many small ones share one hand-over, large ones go one by one.
+_SLAB_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -42,25 +44,28 @@ class SlabResult:
     confidence: NDArray[np.uint8]
 
 
-def plan_slabs(n_slices: int, settings: ModelSettings, first: int | None = None) -> list[Slab]:
-    """Return slabs that cover a scan, the one around ``first`` leading, then outwards.
+def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | None = None) -> list[Slab]:
+    """Return slabs that cover a scan, the plane on screen leading by itself, then outwards.
 
     Parameters
     ----------
-    n_slices : int
-        Planes of the scan.
+    shape : (S, H, W)
+        Of the scan in acquired planes.
     settings : ModelSettings
         2D networks work plane by plane; 3D ones in slabs of their tile's depth.
     first : int, optional
-        Plane on screen; None: from the start.
+        Plane on screen; None: from the start, in order.
     """
+    n_slices, height, width = shape
     if settings.network.dimensions == 2:
-        depth = 1
+        depth = int(np.clip(_SLAB_PIXELS // (height * width), 1, 16))
     else:
         depth = n_slices if n_slices <= 96 else 48
     slabs = [Slab(a, min(a + depth, n_slices)) for a in range(0, n_slices, depth)]
     if first is not None:
-        slabs.sort(key=lambda s: abs((s.start + s.stop - 1) / 2 - first))
+        slabs.sort(key=lambda slab: abs((slab.start + slab.stop - 1) / 2 - first))
+        if settings.network.dimensions == 2 and n_slices > 1:
+            slabs.insert(0, Slab(first, first + 1))
     return slabs
 
 
@@ -113,7 +118,9 @@ def predict_slab(
     """Return class probabilities ``(K, n, h, w)`` of one slab, float32 on the device."""
     if settings.network.dimensions == 2:
         planes = torch.from_numpy(np.ascontiguousarray(image[:, slab.start : slab.stop])).movedim(1, 0)
-        return torch.stack([_tiled(network, plane[None].to(compute.device), settings, compute)[0] for plane in planes], 1)
+        return torch.stack(
+            [_tiled(network, plane[None].to(compute.device), settings, compute)[0] for plane in planes], 1
+        )
     halo = 16 if slab.stop - slab.start < image.shape[1] else 0
     start, stop = max(0, slab.start - halo), min(image.shape[1], slab.stop + halo)
     volume = torch.from_numpy(np.ascontiguousarray(image[:, start:stop])).to(compute.device)
@@ -127,7 +134,9 @@ def _tiled(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedC
     tile = _tile_shape(spatial, settings.inference, network.divisor)
     padded = tuple(max(s, t) for s, t in zip(spatial, tile, strict=True))
     x = _pad(x, padded)
-    corners = list(itertools.product(*(_starts(p, t, settings.inference.overlap) for p, t in zip(padded, tile, strict=True))))
+    corners = list(
+        itertools.product(*(_starts(p, t, settings.inference.overlap) for p, t in zip(padded, tile, strict=True)))
+    )
     if len(corners) == 1:
         total = _probability(network, x, settings, compute)
     else:

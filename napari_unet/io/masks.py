@@ -221,10 +221,10 @@ def check_same_grid(scan: Scan, mask: Scan) -> None:
         shapes = " and ".join("x".join(map(str, shape)) for shape in (mask.spatial_shape, scan.spatial_shape))
         raise MaskError(f"{name} does not fit its scan: their shapes are {shapes}.")
     ours, theirs = scan.geometry, mask.geometry
-    if ours.spacing is not None and theirs.spacing is not None:
-        if not np.allclose(ours.spacing, theirs.spacing, rtol=1e-3, atol=0):
-            steps = " and ".join(" x ".join(f"{step:.4g}" for step in s) for s in (theirs.spacing, ours.spacing))
-            raise MaskError(f"{name} does not fit its scan: their spacings are {steps} mm.")
+    spacings = [spacing for spacing in (theirs.spacing, ours.spacing) if spacing is not None]
+    if len(spacings) == 2 and not np.allclose(spacings[0], spacings[1], rtol=1e-3, atol=0):
+        steps = " and ".join(" x ".join(f"{step:.4g}" for step in spacing) for spacing in spacings)
+        raise MaskError(f"{name} does not fit its scan: their spacings are {steps} mm.")
     if ours.affine is not None and theirs.affine is not None and ours.spacing is not None:
         apart = corner_distance(ours.affine, theirs.affine, scan.spatial_shape)
         if apart > max(1e-3, 0.01 * min(ours.spacing)):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -131,14 +132,14 @@ def unplaced_axis_map(ndim: int) -> AxisMap:
     return _axis_map(_UNPLACED_CODES[:ndim], is_picture=ndim == 2)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedIOBase:
     # By content, not by name: both ".nii" that is gzipped and ".nii.gz" that is not are met in the wild.
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
+    return gzip.open(path, "rb") if zipped else path.open("rb")
 
 
-def _raw_header(stream: BinaryIO, path: Path) -> Nifti1Header:
+def _raw_header(stream: BufferedIOBase, path: Path) -> Nifti1Header:
     start = stream.read(4)
     if not start:
         raise ScanError(f"{path.name} is empty: copy it again from where it came.")
@@ -173,7 +174,7 @@ def _grid(header: Nifti1Header, path: Path) -> tuple[tuple[int, int, int], int, 
     return (dims[0], dims[1], dims[2]), (further or [1])[0], notes
 
 
-def _voxels(header: Nifti1Header, shape: tuple[int, int, int], volume: int, stream: BinaryIO) -> NDArray:
+def _voxels(header: Nifti1Header, shape: tuple[int, int, int], volume: int, stream: BufferedIOBase) -> NDArray:
     """Return one volume in file axes, scaled as the header says."""
     dtype = header.get_data_dtype()
     offset = int(header["vox_offset"]) or header.single_vox_offset
@@ -197,18 +198,18 @@ def _position(header: Nifti1Header, shape: tuple[int, int, int], path: Path) -> 
             f"{path.name} has no usable voxel size ({sizes}): repair its header (pixdim) and load it again."
         )
     sform = np.asarray(header.get_sform(), float) if header["sform_code"] > 0 else None
-    qform = _qform(header) if header["qform_code"] > 0 else None
+    qform = np.asarray(with_sane_pixdim(header).get_qform(), float) if header["qform_code"] > 0 else None
     affine = sform if sform is not None else qform
     if affine is not None and not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0):
         raise ScanError(
-            f"{path.name} has a position matrix with a spacing of 0 or NaN: repair its sform or qform and load it again."
+            f"{path.name} has a position matrix with a spacing of 0 or NaN: repair its sform or qform and try again."
         )
 
     unit = int(header["xyzt_units"]) & 7
     mm_per_unit = _MM_PER_UNIT.get(unit, 1.0)
     warnings = [] if mm_per_unit == 1.0 else [f"sizes stored in {'metres' if unit == 1 else 'micrometres'}: now in mm"]
     if affine is None:
-        spacing = np.where(pixdim == 0, 1.0, np.abs(pixdim))
+        spacing = np.where(np.isfinite(pixdim) & (pixdim != 0), np.abs(pixdim), 1.0)
         warnings.append("position unknown (sform and qform codes are both 0): left and right are a guess")
         codes = _UNPLACED_CODES
     else:
@@ -219,12 +220,13 @@ def _position(header: Nifti1Header, shape: tuple[int, int, int], path: Path) -> 
     return _Position(affine, codes, mm_per_unit, cast(tuple[float, float, float], steps), tuple(warnings))
 
 
-def _qform(header: Nifti1Header) -> NDArray[np.float64]:
+def with_sane_pixdim(header: Nifti1Header) -> Nifti1Header:
+    """Return a copy whose voxel sizes are positive and whose qfac, by the standard, is 1 unless it is -1."""
     sane = header.copy()
     sane["pixdim"][1:4] = np.abs(sane["pixdim"][1:4])
-    if sane["pixdim"][0] not in (-1, 1):
-        sane["pixdim"][0] = 1  # the standard: 0 counts as 1
-    return np.asarray(sane.get_qform(), float)
+    if sane["pixdim"][0] != -1:
+        sane["pixdim"][0] = 1
+    return sane
 
 
 def _oddities(

@@ -244,8 +244,7 @@ def scale_down(scan: Scan, labels: NDArray, max_side: int) -> tuple[Scan, NDArra
     data = resize(scan.data, target + scan.data.shape[len(shape) :], order=1, anti_aliasing=True, preserve_range=True)
     if scan.data.dtype.kind in "iu":
         data = np.rint(data)
-    # mode is said, since skimage's "reflect" would let nearest neighbour look beyond the border.
-    small = resize(labels, target, order=0, anti_aliasing=False, preserve_range=True, mode="edge")
+    small = resize(labels, target, order=0, anti_aliasing=False, preserve_range=True)
     steps = np.array(shape) / np.array(target)
     return (
         replace(scan, data=data.astype(scan.data.dtype), geometry=_scaled(scan.geometry, steps)),

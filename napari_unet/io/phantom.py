@@ -7,7 +7,6 @@ x rises to the patient's left, y to the back, z to the head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

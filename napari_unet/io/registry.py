@@ -69,13 +69,12 @@ def read_with(path: Path, options: ReadOptions) -> Scan:
     """Read one scan with the reader that its suffix names; see :func:`read_scan`."""
     reader = reader_of(path)
     try:
-        is_folder, is_file = path.is_dir(), path.is_file()
+        if not path.exists():
+            raise ScanError(f"There is no file {path}.")
+        if reader is None or path.is_dir():
+            raise ScanError(_cannot_read(path))
     except OSError as error:
         raise ScanError(f"{path.name} cannot be opened: {error.strerror}.") from error
-    if not is_folder and not is_file:
-        raise ScanError(f"There is no file {path}.")
-    if reader is None or is_folder:
-        raise ScanError(_cannot_read(path, is_folder))
     if options.series is not None:
         raise ScanError(f"{path.name} is a {reader.name} file, which has no series to choose from: leave --series out.")
     return reader.read(path, options)
@@ -135,10 +134,10 @@ def _suffix(name: str) -> str:
     return next((suffix for suffix in _LONGEST_FIRST if lower.endswith(suffix)), "")
 
 
-def _cannot_read(path: Path, is_folder: bool) -> str:
+def _cannot_read(path: Path) -> str:
     readable = ", ".join(suffix for reader in READERS for suffix in reader.suffixes)
     kind = _NOT_READ_YET.get(path.suffix.lower())
-    if kind is None and is_folder:
+    if kind is None and path.is_dir():
         kind = _kind_inside(path)
         if kind is None:
             return f"{path} is a folder and not a scan: give one of its files."

@@ -104,7 +104,8 @@ READER = Reader("TIFF", SUFFIXES, read_tiff, ".tif")
 def _oddities(file: tifffile.TiffFile, path: Path) -> list[str]:
     page = file.series[0].keyframe
     if page.photometric not in _READABLE:
-        raise ScanError(f"{path.name} holds {page.photometric.name} colours: save it as grey or RGB.")
+        name = tifffile.PHOTOMETRIC(page.photometric).name
+        raise ScanError(f"{path.name} holds {name} colours: save it as grey or RGB.")
     found = []
     # Thumbnails and pyramid levels are flagged as reduced; anything else that does not fit the first page is lost.
     others = [s for s in file.series[1:] if not s.keyframe.is_reduced]

@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +22,9 @@ from napari_unet.domain.errors import ExportError, ScanError
 from napari_unet.domain.geometry import LPS_FROM_RAS
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io import nifti, tiff
-from napari_unet.io.nifti import grid_and_affine, read_header, unplaced_axis_map
+from napari_unet.io import nifti
+from napari_unet.io.masks import distinct_values
+from napari_unet.io.nifti import grid_and_affine, read_header, unplaced_axis_map, with_sane_pixdim
 from napari_unet.io.registry import reader_of
 
 _SUFFIX_OF = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png"}
@@ -84,7 +86,7 @@ def write_mask(labels: NDArray, scan: Scan, path: Path | str, schema: LabelSchem
     path = Path(path)
     if labels.shape != scan.spatial_shape:
         raise ExportError(f"The mask's shape {labels.shape} is not the scan's, {scan.spatial_shape}.")
-    unknown = set(np.unique(labels).tolist()) - {0, *schema.ids}
+    unknown = distinct_values(labels) - {0, *schema.ids}
     if unknown:
         raise ExportError(f"The mask holds labels that have no class: {', '.join(map(str, sorted(unknown)))}.")
     labels = labels.astype(np.uint8 if max(schema.ids) <= 255 else np.uint16)
@@ -149,7 +151,7 @@ def _nifti_writer(labels: NDArray, scan: Scan) -> Callable[[Path], None]:
 
     def write(path: Path) -> None:
         nib.save(image(array, None, header), path)
-        back = nib.load(path)
+        back = cast(nib.Nifti1Image, nib.load(path))
         _confirm(
             back.get_data_dtype() == labels.dtype
             and np.array_equal(np.asanyarray(back.dataobj), array)
@@ -164,21 +166,21 @@ def _on_source_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, Nifti1Header]
     if scan.source is None or not scan.source.name.lower().endswith(nifti.SUFFIXES):
         return None
     try:
-        source = read_header(scan.source)
+        source = with_sane_pixdim(read_header(scan.source))
         shape, affine = grid_and_affine(source, scan.source)
     except ScanError:
         return None
     ours, axis_map = scan.geometry.source_affine, scan.geometry.axis_map
     same_position = affine is ours if affine is None or ours is None else np.array_equal(affine, ours)
     array = axis_map.to_source(labels)
-    if not same_position or array.shape != shape[: array.ndim]:
+    if not same_position or (*array.shape, 1)[:3] != shape:
         return None
     # Only what says where the voxels stand: descriptions and extensions can carry a patient's name.
     header = type(source)()
     for name in _POSITION_FIELDS:
         header[name] = source[name]
     header["pixdim"][4:] = 1
-    return array.reshape(shape[: max(array.ndim, int(source["dim"][0]) if array.ndim == 2 else 3)][:3]), header
+    return array.reshape(shape if source["dim"][0] > 2 else shape[:2]), header
 
 
 def _on_own_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, Nifti1Header]:

@@ -47,9 +47,7 @@ class Downsample(nn.Sequential):
 class Upsample(nn.Module):
     """Transposed convolution by the stride of a level."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, settings: NetworkSettings, stride: tuple[int, ...]
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, settings: NetworkSettings, stride: tuple[int, ...]) -> None:
         super().__init__()
         kind = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
         self.up = kind(in_channels, out_channels, stride, stride=stride)

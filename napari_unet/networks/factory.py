@@ -31,8 +31,6 @@ def build(settings: NetworkSettings, seed: int | None = None) -> UNet:
                 nn.init.kaiming_normal_(module.weight, a=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # A small head starts every class near equal probability, so that the first steps are not spent unlearning.
-        nn.init.normal_(network.head.weight, std=0.01)
     return network
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_unet.domain.settings import NetworkSettings
-from napari_unet.networks.blocks import Downsample, DoubleConvolution, Upsample, convolution
+from napari_unet.networks.blocks import DoubleConvolution, Downsample, Upsample, convolution
 
 
 class UNet(nn.Module):

@@ -136,7 +136,9 @@ class PatchSampler:
             centre = centre[1:]
             image, labels = image[:, plane], labels[plane]
             reviewed = None if reviewed is None else reviewed[plane]
-        known = torch.stack((labels.float(), torch.ones(()).expand(labels.shape) if reviewed is None else reviewed.float()))
+        known = torch.stack(
+            (labels.float(), torch.ones(()).expand(labels.shape) if reviewed is None else reviewed.float())
+        )
         grid = random_transform(tuple(labels.shape), self._patch, centre, self._augmentation, self._rng)
         cut = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
         # Outside the scan nothing is known: zero padding makes "reviewed" false there.

@@ -145,7 +145,9 @@ def _step(
     settings: TrainingSettings,
     compute: ResolvedCompute,
 ) -> float:
-    image, labels, reviewed = (t.to(compute.device, non_blocking=True) for t in (batch.image, batch.labels, batch.reviewed))
+    image, labels, reviewed = (
+        t.to(compute.device, non_blocking=True) for t in (batch.image, batch.labels, batch.reviewed)
+    )
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(compute.precision)
     with torch.autocast(torch.device(compute.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
         logits: Tensor = network(image)

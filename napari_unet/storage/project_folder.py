@@ -1,0 +1,125 @@
+"""A project on disk, in its simplest form: checkpoints, and the latest annotation of each scan.
+
+Scans are known by the hash of their voxels; no path and no name of a patient is written here.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet.domain.annotation import Annotation
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.errors import ExportError, ModelError, ScanError
+from napari_unet.storage.atomic import replace_atomically
+from napari_unet.storage.checkpoint_file import read_checkpoint, write_checkpoint
+
+_VERSION_NAME = re.compile(r"^v(\d+)$")
+_FINGERPRINT = re.compile(r"^[0-9a-f]{32}$")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedAnnotation:
+    """An annotation as saved, with the slices that are locked for judging."""
+
+    annotation: Annotation
+    locked: NDArray[np.bool_]
+
+
+class ProjectFolder:
+    """``models/v<N>.safetensors`` and ``labels/<fingerprint>.npz`` under one folder, made when first written to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def model_names(self) -> list[str]:
+        """Return the checkpoints kept, oldest first."""
+        folder = self.path / "models"
+        found = [p.stem for p in folder.glob("v*.safetensors")] if folder.is_dir() else []
+        return sorted((n for n in found if _VERSION_NAME.match(n)), key=lambda n: int(n[1:]))
+
+    def next_model_name(self) -> str:
+        """Return the name of the checkpoint to come: ``v1``, ``v2``..."""
+        names = self.model_names()
+        return f"v{int(names[-1][1:]) + 1}" if names else "v1"
+
+    def model_path(self, name: str) -> Path:
+        """Return where a checkpoint of this name lies or would lie."""
+        if not _VERSION_NAME.match(name):
+            raise ModelError(f"{name!r} is not the name of a project's checkpoint (v1, v2, ...).")
+        return self.path / "models" / f"{name}.safetensors"
+
+    def write_model(self, checkpoint: Checkpoint) -> Path:
+        """Keep a checkpoint under its card's name."""
+        path = self.model_path(checkpoint.card.name)
+        write_checkpoint(checkpoint, path)
+        return path
+
+    def read_model(self, name: str) -> Checkpoint:
+        """Return a kept checkpoint."""
+        return read_checkpoint(self.model_path(name))
+
+    def write_annotation(self, fingerprint: str, saved: SavedAnnotation) -> None:
+        """Save the annotation of a scan; the earlier one stays whole until the new one is complete.
+
+        Raises
+        ------
+        ExportError
+            The disk refused; the earlier file is unchanged.
+        """
+        buffer = io.BytesIO()
+        annotation = saved.annotation
+        np.savez_compressed(
+            buffer,
+            labels=annotation.labels,
+            painted=np.packbits(annotation.painted),
+            accepted=annotation.accepted,
+            locked=saved.locked,
+        )
+        path = self._annotation_path(fingerprint)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_atomically(path, buffer.getvalue())
+        except OSError as error:
+            raise ExportError(
+                f"Your labels could not be saved ({os.strerror(error.errno or 0)}): they are still in the window; "
+                "free some space or export them elsewhere."
+            ) from error
+
+    def read_annotation(
+        self, fingerprint: str, shape: tuple[int, ...], slice_axis: int | None
+    ) -> SavedAnnotation | None:
+        """Return what was saved for a scan, or None.
+
+        Raises
+        ------
+        ScanError
+            The file is damaged; it is left where it is.
+        """
+        path = self._annotation_path(fingerprint)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                painted = np.unpackbits(arrays["painted"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+                annotation = Annotation(arrays["labels"], slice_axis, painted, arrays["accepted"])
+                locked = arrays["locked"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ScanError(
+                f"The saved labels of this scan ({path.name}) are damaged: they were left as they are."
+            ) from error
+        if annotation.labels.shape != shape or locked.shape != annotation.accepted.shape:
+            raise ScanError(f"The saved labels of this scan ({path.name}) do not fit it: they were left as they are.")
+        return SavedAnnotation(annotation, locked)
+
+    def _annotation_path(self, fingerprint: str) -> Path:
+        if not _FINGERPRINT.match(fingerprint):
+            raise ScanError("A scan's fingerprint is malformed: the project cannot hold it.")
+        return self.path / "labels" / f"{fingerprint}.npz"

@@ -1,0 +1,244 @@
+"""Learning from corrections: what the one training loop is handed, and how the outcome is judged.
+
+Only reviewed voxels teach. Locked slices judge: they never teach, and a new checkpoint is offered only with its scores
+on them beside the old one's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_unet import __version__
+from napari_unet.domain.checkpoint import Checkpoint, ModelCard
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import TrainingError
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.progress import TrainingStep
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ModelSettings
+from napari_unet.evaluation.effort import pooled_dice
+from napari_unet.inference.predict import plan_slabs, predict
+from napari_unet.networks.factory import build, load_weights, weights_of
+from napari_unet.networks.unet import UNet
+from napari_unet.patches.prepare import n_input_channels, prepare
+from napari_unet.patches.sampling import Example, PatchSampler
+from napari_unet.training.loop import train
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One scan with what is known about it, frozen for training.
+
+    Parameters
+    ----------
+    scan : Scan
+        The image.
+    labels : array over the spatial axes
+        Values of the label schema.
+    reviewed : bool array of the same shape, or None
+        Voxels that teach; None: all.
+    locked : (n_slices,) bool array or None
+        Slices that only judge. Their voxels never teach, reviewed or not.
+    """
+
+    scan: Scan
+    labels: NDArray
+    reviewed: NDArray[np.bool_] | None = None
+    locked: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class CaseVerdict:
+    """Dice of one locked case before (None: no model, or nothing to score) and after."""
+
+    case: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """The new checkpoint with the evidence."""
+
+    checkpoint: Checkpoint
+    verdicts: tuple[CaseVerdict, ...]
+    steps: int
+    seconds: float
+
+
+def to_network_classes(labels: NDArray, schema: LabelSchema) -> NDArray[np.uint8]:
+    """Return label values as network classes: background 0, the schema's classes 1, 2, ... in order."""
+    table = np.zeros(max(int(labels.max(initial=0)), *schema.ids) + 1, np.uint8)
+    table[list(schema.ids)] = np.arange(1, len(schema.ids) + 1)
+    return table[labels]
+
+
+def to_label_values(classes: NDArray[np.uint8], schema: LabelSchema) -> NDArray:
+    """Return network classes as label values (uint8, or uint16 where an id needs it)."""
+    return np.array((0, *schema.ids), np.uint8 if max(schema.ids) < 256 else np.uint16)[classes]
+
+
+def prepare_lesson(lesson: Lesson, settings: ModelSettings, schema: LabelSchema) -> Example:
+    """Return a lesson as tensors in acquired planes, locked slices unreviewed.
+
+    Raises
+    ------
+    TrainingError
+        The scan's channels do not fit the network.
+    """
+    scan = lesson.scan
+    if n_input_channels(scan, settings.preparation) != settings.network.in_channels:
+        raise TrainingError(
+            f"The model takes {settings.network.in_channels} channels and a scan has {scan.n_channels}: "
+            "train on scans of one kind."
+        )
+    image = torch.from_numpy(prepare(scan, settings.preparation))
+    labels = torch.from_numpy(to_network_classes(np.ascontiguousarray(scan.to_planes(lesson.labels)), schema))
+    reviewed = None if lesson.reviewed is None else scan.to_planes(lesson.reviewed).copy()
+    if lesson.locked is not None and lesson.locked.any():
+        reviewed = np.ones(labels.shape, bool) if reviewed is None else reviewed
+        reviewed[lesson.locked] = False
+    return Example(image, labels, None if reviewed is None else torch.from_numpy(reviewed))
+
+
+def fine_tune(
+    lessons: Sequence[Lesson],
+    settings: ModelSettings,
+    schema: LabelSchema,
+    compute: ResolvedCompute,
+    *,
+    base: Checkpoint | None = None,
+    name: str = "v1",
+) -> Generator[TrainingStep, None, FineTuned]:
+    """Train on what was reviewed, then judge on what was locked.
+
+    Parameters
+    ----------
+    lessons : sequence of Lesson
+        In order of arrival, the newest last; not changed.
+    settings : ModelSettings
+        Budget and recipe; the network's description must be the base's.
+    schema : LabelSchema
+        Classes.
+    compute : ResolvedCompute
+        Device, precision.
+    base : Checkpoint, optional
+        Where to start; random weights without.
+    name : str
+        Name of the new checkpoint.
+
+    Yields
+    ------
+    TrainingStep
+
+    Returns
+    -------
+    FineTuned
+
+    Raises
+    ------
+    TrainingError
+        Nothing is reviewed, or the loss is no longer finite. The base is never changed.
+    """
+    started = time.perf_counter()
+    examples = [prepare_lesson(lesson, settings, schema) for lesson in lessons]
+    return (
+        yield from train_examples(examples, lessons, settings, schema, compute, base=base, name=name, started=started)
+    )
+
+
+def train_examples(
+    examples: Sequence[Example],
+    lessons: Sequence[Lesson],
+    settings: ModelSettings,
+    schema: LabelSchema,
+    compute: ResolvedCompute,
+    *,
+    base: Checkpoint | None,
+    name: str,
+    started: float,
+) -> Generator[TrainingStep, None, FineTuned]:
+    """Do the work of :func:`fine_tune` on lessons that were prepared before (``examples``, in the same order)."""
+    if not any(example.usable for example in examples):
+        raise TrainingError(
+            "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one, then fine-tune."
+        )
+    network = build(settings.network, seed=settings.training.seed)
+    if base is not None:
+        load_weights(network, base.weights)
+    patch = settings.training.patch_size
+    if patch is None:
+        raise TrainingError("No patch size is set: plan the settings from the scans first.")
+    sampler = PatchSampler(examples, patch, settings.training, settings.augmentation, settings.training.seed)
+    result = yield from train(network, sampler.draw, settings.training, compute, started=started)
+    verdicts = _judge(network, base, examples, lessons, settings, schema, compute)
+    seen = dict.fromkeys(base.card.seen if base else ())
+    seen.update(dict.fromkeys(lesson.scan.fingerprint for lesson in lessons))
+    card = ModelCard(
+        name=name,
+        settings=settings,
+        label_schema=schema,
+        parent=base.id if base else None,
+        seen=tuple(seen),
+        scores={verdict.case: verdict.after for verdict in verdicts},
+        steps=(base.card.steps if base else 0) + result.steps,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={"napari-unet": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        modality=next((lesson.scan.modality for lesson in lessons if lesson.scan.modality), None),
+    )
+    return FineTuned(Checkpoint(weights_of(network), card), verdicts, result.steps, result.seconds)
+
+
+def _judge(
+    network: UNet,
+    base: Checkpoint | None,
+    examples: Sequence[Example],
+    lessons: Sequence[Lesson],
+    settings: ModelSettings,
+    schema: LabelSchema,
+    compute: ResolvedCompute,
+) -> tuple[CaseVerdict, ...]:
+    judges = [i for i, lesson in enumerate(lessons) if lesson.locked is not None and lesson.locked.any()]
+    if not judges:
+        return ()
+    before: dict[int, float | None] = {}
+    if base is not None and base.card.steps > 0:
+        old = build(settings.network, seed=0)
+        load_weights(old, base.weights)
+        before = {i: _dice_on_locked(old, examples[i], lessons[i], settings, schema, compute) for i in judges}
+    return tuple(
+        CaseVerdict(
+            lessons[i].scan.fingerprint,
+            before.get(i),
+            _dice_on_locked(network, examples[i], lessons[i], settings, schema, compute),
+        )
+        for i in judges
+    )
+
+
+def _dice_on_locked(
+    network: UNet,
+    example: Example,
+    lesson: Lesson,
+    settings: ModelSettings,
+    schema: LabelSchema,
+    compute: ResolvedCompute,
+) -> float | None:
+    assert lesson.locked is not None
+    image = example.image.numpy()
+    slabs = [s for s in plan_slabs(image.shape[1:], settings) if lesson.locked[s.start : s.stop].any()]
+    predictions, truths = [], []
+    for result in predict(network, image, settings, compute, slabs):
+        for offset, index in enumerate(range(result.slab.start, result.slab.stop)):
+            if lesson.locked[index]:
+                predictions.append(result.classes[offset])
+                truths.append(example.labels[index].numpy())
+    return pooled_dice(predictions, truths, len(schema.classes))
