@@ -241,6 +241,9 @@ class Dispatcher:
         """Let running generators close what they have open, then end."""
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=grace)
+        for task in self._busy.values():
+            if task.pid is not None:
+                self._kill(task.pid)
         for attempt in self._attempts:
             attempt.cancel()
         assert self._main_task is not None
@@ -368,7 +371,7 @@ class Dispatcher:
             await asyncio.wait({result}, timeout=_NOTICE_SECONDS)
 
     def _kill(self, pid: int) -> None:
-        logger.warning("Process %d is killed: its job did not stop within %.0f s", pid, KILL_AFTER_SECONDS)
+        logger.warning("Process %d is killed: its job did not stop when it was asked to", pid)
         self._killed.add(pid)
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(pid).kill()

@@ -22,6 +22,20 @@ import psutil
 LOG_NAME = "engine.log"
 OWNER_NAME = "owner"
 _PRELOAD = "napari_unet.compute.preload"
+#: A job that killed its worker once would do so again.
+_SCHEDULER: dict[str, Any] = {"allowed_failures": 0}
+_WORKER: dict[str, Any] = {
+    "resources": {"quick": 1, "train": 1},
+    "preload": [_PRELOAD],
+    "config": {
+        # A scan mapped into memory counts as the worker's: it must neither pause nor spill because of one.
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.system-monitor.gil.enabled": False,
+    },
+}
 _LOG_TAIL_BYTES = 8000
 _GONE_SECONDS = 1.0
 
@@ -87,25 +101,10 @@ async def open_cluster(folder: Path) -> Any:
     distributed.SpecCluster
         Belongs to the running event loop.
     """
-    from distributed import LocalCluster, Security, SubprocessCluster
+    from distributed import Security
 
     keys = make_keys(folder)
-    address = folder / "scheduler.json"
-    address.unlink(missing_ok=True)  # a predecessor's would be taken for the new one's
-    worker: dict[str, Any] = {
-        "resources": {"quick": 1, "train": 1},
-        "local_directory": str(folder),
-        "preload": [_PRELOAD],
-        "config": {
-            # A scan mapped into memory counts as the worker's: it must neither pause nor spill because of one.
-            "distributed.worker.memory.pause": False,
-            "distributed.worker.memory.spill": False,
-            "distributed.worker.memory.target": False,
-            "distributed.worker.profile.enabled": False,
-            "distributed.admin.system-monitor.gil.enabled": False,
-        },
-    }
-    common: dict[str, Any] = {
+    options: dict[str, Any] = {
         "n_workers": 1,
         "threads_per_worker": 2,
         "host": "127.0.0.1",
@@ -113,27 +112,51 @@ async def open_cluster(folder: Path) -> Any:
         "security": Security(**keys),
         "asynchronous": True,
         "silence_logs": False,  # they go to the session's log
-        # Dask's own exit hook would find the processes gone; the engine closes before.
-        "shutdown_on_close": False,
     }
-    if sys.platform == "win32":
-        # Dask has no SubprocessCluster there. A script that opens a viewer must then guard its __main__.
-        return await LocalCluster(protocol="tls", scheduler_kwargs={"allowed_failures": 0}, **worker, **common)
+    start = _start_here if sys.platform == "win32" else _start_subprocesses
+    cluster = await start(folder, keys, options)
+    # Dask's own exit hook would close it under the engine, which would start it again.
+    cluster.shutdown_on_close = False
+    return cluster
+
+
+async def _start_subprocesses(folder: Path, keys: dict[str, Any], options: dict[str, Any]) -> Any:
+    from distributed import SubprocessCluster
+
+    address = folder / "scheduler.json"
+    address.unlink(missing_ok=True)  # a predecessor's would be taken for the new one's
     scheduler = {
+        **_SCHEDULER,
         "protocol": "tls",
         "security": keys,
-        # A job that killed its worker once would do so again.
-        "allowed_failures": 0,
         "scheduler_file": str(address),
         "preload": [_PRELOAD],
     }
+    worker = {**_WORKER, "security": keys, "local_directory": str(folder)}
     with _safe_path():
         return await SubprocessCluster(
-            scheduler_kwargs=scheduler,
-            worker_kwargs={**worker, "security": keys},
-            worker_class=f"{_PRELOAD}.QuietNanny",
-            **common,
+            scheduler_kwargs=scheduler, worker_kwargs=worker, worker_class=f"{_PRELOAD}.QuietNanny", **options
         )
+
+
+async def _start_here(folder: Path, keys: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Start a cluster whose scheduler and nanny live in this process: on Windows Dask has no other.
+
+    There a script that opens a viewer has to guard its ``__main__``, as always with multiprocessing.
+    """
+    from distributed import LocalCluster
+
+    cluster = LocalCluster(
+        protocol="tls", scheduler_kwargs=_SCHEDULER, local_directory=str(folder), **_WORKER, **options
+    )
+    try:
+        await cluster
+    except BaseException:
+        await cluster.close()
+        raise
+    # Dask serves its state over plain HTTP even without a dashboard.
+    cluster.scheduler.http_server.stop()
+    return cluster
 
 
 @contextlib.contextmanager

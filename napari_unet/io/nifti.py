@@ -184,8 +184,9 @@ def _voxels(header: Nifti1Header, shape: tuple[int, int, int], volume: int, stre
     if slope is None or (slope, inter) == (1.0, 0.0) or dtype.kind not in "iuf":
         return raw
     scaled = raw.astype(np.result_type(dtype.newbyteorder("="), np.float32))
-    scaled *= slope
-    scaled += inter
+    with np.errstate(over="ignore", invalid="ignore"):  # counted and replaced later
+        scaled *= slope
+        scaled += inter
     return scaled
 
 

@@ -21,8 +21,8 @@ from napari_unet.domain.scan import Scan
 PHANTOM_SCHEMA = LabelSchema.of("liver", "kidneys", "spleen", "aorta")
 PHANTOM_WARNING = "phantom: computed, not a patient"
 
-_PHANTOM_SHAPE = (64, 160, 160)
-_PHANTOM_SPACING = (2.5, 2.0, 2.0)
+_PHANTOM_SHAPE = (64, 112, 128)
+_PHANTOM_SPACING = (2.5, 2.5, 2.5)
 
 #: File in scikit-image's wheel, and the name shown. The other medical pictures of ``skimage.data`` (brain, kidney,
 #: skin...) would be fetched from the network on first use and so are not offered.

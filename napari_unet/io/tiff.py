@@ -6,6 +6,8 @@ A physical size is believed only where ImageJ or OME states it with a unit of le
 
 from __future__ import annotations
 
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,9 @@ _READABLE = {
     tifffile.PHOTOMETRIC.PALETTE,
     tifffile.PHOTOMETRIC.YCBCR,  # JPEG-compressed colour, which is decoded to RGB
 }
+# What tifffile logs reaches a person as warnings of the scan, or as an error; never as lines on standard error.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
 _OPACITY = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
 
 
@@ -70,6 +75,7 @@ def read_tiff(path: Path, options: ReadOptions) -> Scan:
     with parsing(path, "TIFF"), tifffile.TiffFile(path) as file:
         series = file.series[0]
         page = series.keyframe
+        _refuse_incomplete(file, path)
         warnings = _oddities(file, path)
         array, axes = _canonical_axes(series.asarray(), series.axes, path, options.volume)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
@@ -99,6 +105,19 @@ def read_tiff(path: Path, options: ReadOptions) -> Scan:
 
 
 READER = Reader("TIFF", SUFFIXES, read_tiff, ".tif")
+
+
+def _refuse_incomplete(file: tifffile.TiffFile, path: Path) -> None:
+    """Refuse what tifffile would read as fewer pages, or fill up with zeros, and only log."""
+    where = file.pages.next_page_offset
+    page = file.series[0].keyframe
+    complete = len(page.dataoffsets) >= math.prod(page.chunked) and None not in file.series[0].pages
+    if where is not None:
+        # Behind the last page a sound file holds zeros for "no further page".
+        file.filehandle.seek(where)
+        complete &= file.filehandle.read(file.tiff.offsetsize) == bytes(file.tiff.offsetsize)
+    if not complete:
+        raise ScanError(f"{path.name} is damaged or cut short: some of its pages are missing; copy it again.")
 
 
 def _oddities(file: tifffile.TiffFile, path: Path) -> list[str]:

@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
+from napari_unet.compute import local
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.errors import EngineError
 from tests.compute import jobs
@@ -63,7 +65,7 @@ def test_a_job_that_does_not_stop_is_killed_and_the_other_lane_starts_again(engi
     assert engine.state == "ready"
 
 
-@pytest.mark.parametrize("victim", ["distributed.Scheduler", "QuietNanny"])
+@pytest.mark.parametrize("victim", [pytest.param("distributed.Scheduler", marks=pytest.mark.slow), "QuietNanny"])
 def test_the_other_processes_are_replaced_too(engine, victim):
     heard = begin(engine, jobs.stubborn, 60)
     (process,) = [p for p in processes(engine) if victim in " ".join(p.cmdline())]
@@ -75,9 +77,16 @@ def test_the_other_processes_are_replaced_too(engine, victim):
     assert len([p for p in processes(engine) if victim in " ".join(p.cmdline())]) == 1
 
 
-def test_closing_a_busy_engine_leaves_nothing(tmp_path):
+def test_a_failed_start_is_told_then_a_busy_engine_closes_and_leaves_nothing(monkeypatch, caplog, tmp_path):
     threads = set(threading.enumerate())
     engine = Engine(threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        heard = finish(engine, jobs.count, 3)
+        poll_until(engine, lambda: engine.state == "failed")
+        assert "could not be started" in str(heard.errors[0])
+        assert finish(engine, jobs.count, 3).job.state == "failed"
+    assert "nowhere" in caplog.text
     engine.start()
     engine.start()
     engine.share("key", np.zeros(10))
@@ -114,23 +123,6 @@ def test_closing_before_and_during_the_start():
     assert gone(pids)
     assert processes(engine) == []
     assert not engine._folder.path.exists()
-
-
-def test_a_failed_start_is_told_and_can_be_tried_again(monkeypatch, caplog):
-    engine = Engine()
-    heard = Heard()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "executable", "/nowhere/python")
-        job = engine.submit(jobs.count, 3, **heard.callbacks)
-        engine.wait(job, 30)
-        poll_until(engine, lambda: engine.state == "failed")
-        assert "could not be started" in str(heard.errors[0])
-        later = finish(engine, jobs.count, 3)
-        assert later.job.state == "failed"
-    assert "nowhere" in caplog.text
-    engine.start()
-    assert finish(engine, jobs.count, 3).results == [3]
-    engine.close()
 
 
 UNGUARDED = """
@@ -177,3 +169,18 @@ def test_killing_the_program_ends_the_processes_and_removes_the_scans(tmp_path):
     while Path(lines[5]).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(lines[5]).exists()
+
+
+@pytest.mark.slow
+def test_where_dask_has_no_cluster_of_subprocesses(monkeypatch):
+    """The way of Windows, walked on this system."""
+    monkeypatch.setattr(local, "sys", SimpleNamespace(platform="win32"))
+    engine = Engine(threads=1)
+    first = finish(engine, jobs.environment).results[0]
+    assert first["torch_threads"] == 1
+    assert finish(engine, jobs.kill_self).job.state == "failed"
+    assert finish(engine, jobs.environment).results[0]["pid"] != first["pid"]
+    stubborn = begin(engine, jobs.stubborn, 60)
+    engine.close()
+    assert gone(stubborn.events)
+    assert not engine._folder.path.exists()

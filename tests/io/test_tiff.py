@@ -175,3 +175,24 @@ class TestOddities:
         (tmp_path / "cut.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:keep])
         with pytest.raises(ScanError, match=r"cut\.tif is damaged"):
             read_scan(tmp_path / "cut.tif")
+
+    @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            {"imagej": True, "metadata": {"axes": "ZYX"}},
+            {"ome": True, "metadata": {"axes": "ZYX"}},
+            {"photometric": "minisblack", "metadata": None},
+            {"photometric": "minisblack", "metadata": None, "compression": "lzw"},
+            {"photometric": "minisblack", "compression": "zlib"},
+            {"photometric": "minisblack", "bigtiff": True},
+        ],
+    )
+    def test_a_stack_without_its_last_pages(self, tmp_path, how, share):
+        stack = np.random.default_rng(0).integers(0, 255, (20, 32, 32), np.uint8)
+        tifffile.imwrite(tmp_path / "a.tif", stack, **how)
+        assert read_scan(tmp_path / "a.tif").data.shape == (20, 32, 32)
+        data = (tmp_path / "a.tif").read_bytes()
+        (tmp_path / "cut.tif").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(ScanError, match=r"cut\.tif is damaged"):
+            read_scan(tmp_path / "cut.tif")

@@ -1,0 +1,244 @@
+"""The command line: words in, one call to the session, results out. No logic of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from napari_unet.cli import options as o
+from napari_unet.cli.output import print_result, say, to_json, write_json
+from napari_unet.domain.compute import ResolvedCompute
+
+app = typer.Typer(
+    name="napari-unet",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Interactive segmentation: a U-Net proposes, you correct, it learns. For research use only.",
+)
+
+
+def _resolve(device: str) -> ResolvedCompute:
+    from napari_unet.compute.device import resolve
+    from napari_unet.domain.settings import ComputeSettings
+
+    if device not in ("auto", "cuda", "mps", "cpu"):
+        raise typer.BadParameter(f"--device is one of auto, cuda, mps, cpu, not {device!r}.")
+    return resolve(ComputeSettings.model_validate({"device": device}))
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A file or a folder with one scan.")],
+    series: o.Series = None,
+    volume: o.Volume = None,
+    untrusted: o.Untrusted = False,
+    resample: o.Resample = False,
+    json: o.Json = None,
+) -> None:
+    """Say how a scan is read: axes, spacing, orientation, what is odd about it."""
+    from napari_unet.io.info import describe
+    from napari_unet.io.registry import read_scan
+
+    result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
+    write_json(result, json)
+    if json is None:
+        print_result(to_json(result))
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Scans and folders.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the masks.")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME|FILE")],
+    format: Annotated[
+        str | None, typer.Option("--format", help="nifti, tiff or png; like the source by default.")
+    ] = None,
+    device: o.Device = "auto",
+    runtime: Annotated[str, typer.Option("--runtime", help="auto or torch.")] = "auto",
+    compute: o.ComputeAddress = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a cluster without TLS.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over flips: slower, steadier.")] = False,
+    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write an uncertainty map too.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a scan that fails; exit 1 at the end.")
+    ] = False,
+    series: o.Series = None,
+    volume: o.Volume = None,
+    untrusted: o.Untrusted = False,
+    resample: o.Resample = False,
+) -> None:
+    """Write masks for scans and folders."""
+    from napari_unet.io.registry import read_scan
+    from napari_unet.session.batch import find_targets, predict_targets
+    from napari_unet.session.models import find_task_model
+
+    if compute is not None or insecure:
+        o.not_there_yet("--compute")
+    if uncertainty:
+        o.not_there_yet("--uncertainty")
+    if runtime not in ("auto", "torch"):
+        o.not_there_yet(f"--runtime {runtime}")
+    if format not in (None, "nifti", "tiff", "png"):
+        o.not_there_yet(f"--format {format}")
+    checkpoint = find_task_model(model)
+    targets = find_targets(paths)
+    resolved = _resolve(device)
+    if tta and not checkpoint.card.settings.augmentation.mirror:
+        say("note: this model never saw mirrored scans, so --tta changes nothing.")
+    failures = []
+    for outcome in predict_targets(
+        targets,
+        out,
+        checkpoint,
+        resolved,
+        format_name=format,
+        average=tta,
+        read=lambda path: read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample),
+    ):
+        if outcome.error is None:
+            say(f"wrote {outcome.written}")
+            continue
+        if not keep_going:
+            raise outcome.error
+        failures.append(outcome)
+        say(f"error: {outcome.target.source.name}: {outcome.error}")
+    if failures:
+        say(f"error: {len(failures)} of {len(targets)} scans failed; the others were written.")
+        raise typer.Exit(1)
+
+
+@app.command("fine-tune")
+def fine_tune(
+    images: o.Images,
+    masks: o.Masks,
+    out: Annotated[Path, typer.Option("--out", help="Where the model is written (.safetensors).")],
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME|FILE", help="Where to start.")] = None,
+    preset: Annotated[str, typer.Option("--preset", help="default or classic.")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = None,
+    budget_seconds: Annotated[float | None, typer.Option("--budget-seconds", min=0.1, help="Wall time.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
+    group_by: o.GroupBy = None,
+    exclude_regex: Annotated[str | None, typer.Option("--exclude-regex", help="Stems to leave out.")] = None,
+    foreground: o.Foreground = None,
+    binary: o.Binary = False,
+    max_side: o.MaxSide = None,
+    unlabelled: Annotated[Path | None, typer.Option("--unlabelled", help="Images without masks.")] = None,
+    device: o.Device = "auto",
+    compute: o.ComputeAddress = None,
+    seed: o.Seed = 0,
+    json: o.Json = None,
+) -> None:
+    """Train on pairs of images and masks."""
+    from napari_unet.cli.training import run_fine_tune
+
+    if unlabelled is not None:
+        o.not_there_yet("--unlabelled")
+    if compute is not None:
+        o.not_there_yet("--compute")
+    values = o.parse_settings(set_)
+    if budget_seconds is not None or steps is not None:
+        values |= {"training.budget_seconds": budget_seconds, "training.steps": steps}
+    values["training.seed"] = seed
+    result = run_fine_tune(
+        images,
+        masks,
+        out,
+        model=model,
+        preset=preset,
+        values=values,
+        rule=o.truth_rule(foreground, binary),
+        group_by=group_by,
+        exclude=o.matcher(exclude_regex, "--exclude-regex"),
+        max_side=max_side,
+        seed=seed,
+        compute=_resolve(device),
+    )
+    write_json(result, json)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Option("--predictions", help="Folder of predicted masks.")],
+    truth: Annotated[Path, typer.Option("--truth", help="Folder of true masks.")],
+    foreground: o.Foreground = None,
+    binary: o.Binary = False,
+    nsd_tolerance: Annotated[float, typer.Option("--nsd-tolerance", min=0, metavar="MM")] = 1.0,
+    json: o.Json = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Folder for pictures and tables.")] = None,
+) -> None:
+    """Score predicted masks: Dice, IoU, 95 % Hausdorff distance, surface Dice; per case, then in summary."""
+    from napari_unet.cli.evaluation import run_evaluate
+
+    result = run_evaluate(predictions, truth, o.truth_rule(foreground, binary), nsd_tolerance, report)
+    write_json(result, json)
+    if json is None:
+        print_result(to_json(result["summary"]))
+
+
+@app.command()
+def simulate(
+    images: o.Images,
+    masks: o.Masks,
+    scans: Annotated[int, typer.Option("--scans", min=1, help="Scans in the stream.")] = 10,
+    budget_seconds: Annotated[float, typer.Option("--budget-seconds", min=0.1, help="Per scan.")] = 20.0,
+    test: Annotated[int | None, typer.Option("--test", min=0, help="Scans that test, the last of the order.")] = None,
+    test_regex: Annotated[str | None, typer.Option("--test-regex", help="Scans that test, by name.")] = None,
+    foreground: o.Foreground = None,
+    binary: o.Binary = False,
+    max_side: o.MaxSide = None,
+    seed: o.Seed = 0,
+    group_by: o.GroupBy = None,
+    annotator: Annotated[str, typer.Option("--annotator", help="oracle.")] = "oracle",
+    model: Annotated[str, typer.Option("--model", metavar="NAME|FILE")] = "scratch",
+    allow_seen: Annotated[
+        bool, typer.Option("--allow-seen", help="Even if the model learnt from these scans.")
+    ] = False,
+    json: o.Json = None,
+) -> None:
+    """Measure how much painting the tool still asks for, on any folder of pairs (docs/benchmarks.md)."""
+    from napari_unet.cli.simulation import run_simulate
+
+    if test is not None and test_regex is not None:
+        raise typer.BadParameter("--test and --test-regex exclude each other.")
+    if annotator == "brush":
+        o.not_there_yet("--annotator brush")
+    if annotator != "oracle":
+        raise typer.BadParameter("--annotator is oracle.")
+    result = run_simulate(
+        images,
+        masks,
+        o.truth_rule(foreground, binary),
+        scans=scans,
+        budget_seconds=budget_seconds,
+        test=test,
+        test_regex=test_regex,
+        max_side=max_side,
+        seed=seed,
+        group_by=group_by,
+        model=model,
+        allow_seen=allow_seen,
+        compute=_resolve("cpu"),
+    )
+    write_json(result, json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def export(context: typer.Context) -> None:
+    """Write a model for deployment (not there yet)."""
+    o.not_there_yet("export")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def models(context: typer.Context) -> None:
+    """Look after models (not there yet)."""
+    o.not_there_yet("models")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def project(context: typer.Context) -> None:
+    """Check a project (not there yet)."""
+    o.not_there_yet("project")

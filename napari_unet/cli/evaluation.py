@@ -1,0 +1,29 @@
+"""``evaluate``: predicted masks against true ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from napari_unet.cli.output import say
+from napari_unet.evaluation.metrics import summarise, to_json
+from napari_unet.io.masks import TruthRule
+from napari_unet.session.batch import evaluate_folders
+
+
+def run_evaluate(
+    predictions: Path, truth: Path, rule: TruthRule, tolerance_mm: float, report: Path | None
+) -> dict[str, Any]:
+    """Score all cases; return the contract's JSON, and write a report where asked for."""
+    cases, pictures = [], []
+    for scores, item, predicted in evaluate_folders(predictions, truth, rule, tolerance_mm):
+        cases.append(scores)
+        if report is not None:
+            pictures.append((scores.case, item, predicted))
+    summary = summarise(cases)
+    if report is not None:
+        from napari_unet.session.reports import write_evaluation
+
+        write_evaluation(report, cases, summary, pictures)
+        say(f"wrote {report / 'report.html'}")
+    return to_json(cases, summary)

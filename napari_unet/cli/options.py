@@ -1,0 +1,83 @@
+"""Options that several commands share, worded once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from napari_unet.domain.errors import PairingError, SettingsError
+from napari_unet.io.masks import TruthRule
+
+Images = Annotated[Path, typer.Option("--images", help="Folder of images.")]
+Masks = Annotated[Path, typer.Option("--masks", help="Folder of masks, called as the images are.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for standard output.")
+]
+Foreground = Annotated[
+    list[int] | None,
+    typer.Option("--foreground", metavar="VALUE", help="This value in the masks is a class; several in order."),
+]
+Binary = Annotated[bool, typer.Option("--binary", help="Every value above 0 is one class.")]
+MaxSide = Annotated[
+    int | None, typer.Option("--max-side", min=16, help="Scale the longest side down to so many pixels.")
+]
+GroupBy = Annotated[
+    str | None,
+    typer.Option("--group-by", metavar="REGEX", help="First capture group of the stem: scans of one patient."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
+Series = Annotated[str | None, typer.Option("--series", metavar="UID", help="Which series, where there are several.")]
+Volume = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4D scan.")]
+Untrusted = Annotated[bool, typer.Option("--untrusted", help="Load a scan whose geometry is doubtful.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample a scan with uneven slices.")]
+ComputeAddress = Annotated[str | None, typer.Option("--compute", metavar="ADDRESS", help="A running Dask scheduler.")]
+
+
+def not_there_yet(option: str) -> NoReturn:
+    """End with exit status 2: the option belongs to a later version."""
+    raise typer.BadParameter(f"{option} is not there yet in this version.")
+
+
+def truth_rule(foreground: list[int] | None, binary: bool) -> TruthRule:
+    """Return how mask values are meant; both ways at once is wrong usage."""
+    if foreground and binary:
+        raise typer.BadParameter("--foreground and --binary exclude each other.")
+    return TruthRule(tuple(foreground) if foreground else None, binary)
+
+
+def matcher(regex: str | None, option: str) -> Callable[[str], bool]:
+    """Return a function that says whether a stem matches; without a regex nothing does."""
+    if regex is None:
+        return lambda stem: False
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise PairingError(f"{option} {regex!r} is not a regular expression: {error}.") from error
+    return lambda stem: pattern.search(stem) is not None
+
+
+def parse_settings(assignments: list[str] | None) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` words as a dict; values that are JSON are read as such.
+
+    Raises
+    ------
+    SettingsError
+        A word without ``=``.
+    """
+    import json
+
+    values: dict[str, Any] = {}
+    for word in assignments or ():
+        key, sign, text = word.partition("=")
+        if not sign:
+            raise SettingsError(f"--set wants KEY=VALUE, not {word!r}.")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values

@@ -1,0 +1,56 @@
+"""Models by name or file, as the command line and the window ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.errors import ModelError
+from napari_unet.storage.checkpoint_file import read_checkpoint
+
+SCRATCH = "scratch"
+STARTER = "starter"
+SHIPPED = (STARTER, "hippocampus-mr", "lv-cine-mr", "nuclei-fluorescence", "breast-lesion-us")
+
+
+def find_model(name: str | None) -> Checkpoint | None:
+    """Return the checkpoint a person named; None for random weights.
+
+    Parameters
+    ----------
+    name : str or None
+        ``scratch``, a shipped model's name, or the path of a file. None: ``starter`` where shipped, else ``scratch``.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or its file is not sound.
+    """
+    if name is None or name == SCRATCH:
+        return None
+    if name in SHIPPED:
+        raise ModelError(
+            f"The model {name!r} is not part of this version yet: train one with fine-tune and give its file."
+        )
+    path = Path(name)
+    if not path.exists():
+        raise ModelError(
+            f"There is no model called {name!r} and no such file: give {SCRATCH!r} or a .safetensors file."
+        )
+    return read_checkpoint(path)
+
+
+def find_task_model(name: str) -> Checkpoint:
+    """Return a checkpoint that has learnt a task, fit to predict with.
+
+    Raises
+    ------
+    ModelError
+        It has learnt none, or see :func:`find_model`.
+    """
+    if name in (STARTER, SCRATCH):
+        raise ModelError(f"{name} has learnt no task yet: fine-tune it first.")
+    checkpoint = find_model(name)
+    if checkpoint is None or checkpoint.card.steps == 0:
+        raise ModelError(f"{name} has learnt no task yet: fine-tune it first.")
+    return checkpoint
