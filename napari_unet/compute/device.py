@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: bfloat16 rounds to 8 bits: it has to be clearly faster to be worth that.
 _WORTHWHILE_SPEED_UP = 1.2
-_PROBE_REPEATS = 5
+_PROBE_REPEATS = 8
+_PROBE_FEWEST_REPEATS = 2
+_PROBE_SECONDS = 0.3
 
 
 def resolve(settings: ComputeSettings) -> ResolvedCompute:
@@ -119,10 +121,12 @@ def _probe(precision: str, threads: int) -> float:
         convolution = torch.nn.Conv2d(32, 32, 3, padding=1)
         convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         patch = torch.zeros(2, 32, 96, 96).contiguous(memory_format=torch.channels_last).requires_grad_()
-        best = float("inf")
+        best, begin = float("inf"), time.perf_counter()
         # The first round is the library's own preparation, and is never the best.
-        for _ in range(1 + _PROBE_REPEATS):
+        for n in range(1 + _PROBE_REPEATS):
             start = time.perf_counter()
+            if n >= _PROBE_FEWEST_REPEATS and start - begin > _PROBE_SECONDS:
+                break
             with torch.autocast("cpu", getattr(torch, precision), enabled=precision != "float32"):
                 total = convolution(patch).float().sum()
             total.backward()

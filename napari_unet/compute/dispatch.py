@@ -1,7 +1,7 @@
 """The engine's own thread: it starts the cluster, sends one job per lane, watches it, and starts over what broke.
 
-Everything here runs on one event loop, so that nothing needs a lock; the way in is :meth:`Dispatcher.post`, the way
-out each task's ``tell``.
+What it does runs on one event loop, so that little needs a lock; the way in is :meth:`Dispatcher.submit` and its
+siblings, the way out each task's ``tell``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _MOST_ATTEMPTS = 3
 
 _LOST = "The computing process was lost (it may have run out of memory): it has been started again, please try again."
 NOT_STARTED = "The computing process could not be started: see the log for the details, then restart the program."
+_NOT_SENT = "This job could not be handed to the computing process: see the log for the details, then try again."
 _GARBLED = "The answer of the computing process could not be understood: see the log for the details, then try again."
 
 
@@ -210,7 +211,7 @@ class Dispatcher:
             self._on_state("ready")
             self._pump()
             try:
-                await self._until_broken(client)
+                await self._until_broken(client, processes)
             finally:
                 self._client = None
             logger.error("The computing processes ended. They wrote:\n%s", self._folder.log_tail())
@@ -222,14 +223,12 @@ class Dispatcher:
     async def _end(self, processes: list[psutil.Process]) -> None:
         await end_processes([*processes, *find_processes(self._folder.path)])
 
-    async def _until_broken(self, client: Any) -> None:
+    async def _until_broken(self, client: Any, processes: list[psutil.Process]) -> None:
         """Return when the scheduler or the nanny is gone. A worker alone is brought back by its nanny."""
-        parents = await client.run(os.getppid)
-        nannies = [psutil.Process(pid) for pid in parents.values()]
-        while client.status == "running" and all(
-            nanny.is_running() and nanny.status() != psutil.STATUS_ZOMBIE for nanny in nannies
-        ):
-            await asyncio.sleep(_HEALTH_CHECK_SECONDS)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = [process for process in processes if process.ppid() == os.getpid()]
+            while client.status == "running" and all(process.is_running() for process in own):
+                await asyncio.sleep(_HEALTH_CHECK_SECONDS)
 
     def _begin_to_close(self, grace: float) -> None:
         self._closing = True
@@ -279,13 +278,16 @@ class Dispatcher:
 
     async def _attempt(self, task: Task, client: Any) -> None:
         """Run a task once; tell its end, or put it back first in its queue."""
-        verdict: tuple[Verdict, Any] | None = "error", EngineError(_LOST)
+        verdict: tuple[Verdict, Any] | None = "error", EngineError(_NOT_SENT)
         try:
             task.begin_attempt()
             outcome = await self._outcome(task, client)
             if outcome is None and not task.stop.is_set():
                 await asyncio.sleep(_LAST_WORDS_SECONDS)
             verdict = self._judge(task, outcome)
+        except asyncio.CancelledError:
+            self._queues[task.lane].appendleft(task)
+            raise
         except Exception:
             logger.exception("Job %s could not be run", task.id)
         finally:
@@ -326,8 +328,10 @@ class Dispatcher:
 
     async def _outcome(self, task: Task, client: Any) -> Outcome | None:
         """Send a task, wait for it or for its cancellation; None if its process was lost."""
-        if task.shares:
-            await asyncio.wait([asyncio.wrap_future(share) for share in task.shares])
+        # A job opens its arrays itself, and says what is wrong with one that could not be written.
+        await asyncio.gather(*map(asyncio.wrap_future, task.shares), return_exceptions=True)
+        if task.stop.is_set():
+            return None
         call = wrap(task.call, self._folder.messages)
         order = Order(
             task.id,

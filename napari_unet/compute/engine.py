@@ -29,6 +29,8 @@ from napari_unet.domain.errors import EngineError, NapariUnetError
 
 logger = logging.getLogger(__name__)
 
+_WAIT_SECONDS = 0.2
+
 EngineState = Literal["stopped", "starting", "ready", "failed", "closed"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -251,7 +253,8 @@ class Engine:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError(f"job {job.id} is still {job.state} after {timeout} s")
-            self._arrived.wait(left)
+            # Not for ever at once: on Windows nothing else lets a Ctrl-C through.
+            self._arrived.wait(_WAIT_SECONDS if left is None else min(left, _WAIT_SECONDS))
 
     def close(self, timeout: float = 2.0) -> None:
         """Cancel all jobs, end the processes and remove every file; may be called twice. No callback comes after.
@@ -305,4 +308,7 @@ class Engine:
             first = not self._arrived.is_set()
             self._arrived.set()
         if first and self._wake is not None:
-            self._wake()
+            try:
+                self._wake()
+            except Exception:
+                logger.exception("The engine's wake callback failed")

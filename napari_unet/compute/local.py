@@ -22,8 +22,12 @@ import psutil
 LOG_NAME = "engine.log"
 OWNER_NAME = "owner"
 _PRELOAD = "napari_unet.compute.preload"
-#: A job that killed its worker once would do so again.
-_SCHEDULER: dict[str, Any] = {"allowed_failures": 0}
+_SCHEDULER: dict[str, Any] = {
+    # A job that killed its worker once would do so again.
+    "allowed_failures": 0,
+    # A laptop that slept for an hour has lost nobody.
+    "worker_ttl": "365 days",
+}
 _WORKER: dict[str, Any] = {
     "resources": {"quick": 1, "train": 1},
     "preload": [_PRELOAD],
@@ -146,7 +150,7 @@ async def _start_here(folder: Path, keys: dict[str, Any], options: dict[str, Any
     """
     from distributed import LocalCluster
 
-    cluster = LocalCluster(
+    cluster: Any = LocalCluster(
         protocol="tls", scheduler_kwargs=_SCHEDULER, local_directory=str(folder), **_WORKER, **options
     )
     try:

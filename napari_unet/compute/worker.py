@@ -15,8 +15,9 @@ import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from napari_unet.compute.transport import Parcel, dumps, unwrap, wrap
 from napari_unet.domain.errors import EngineError, NapariUnetError
@@ -213,11 +214,12 @@ def _presentable(error: BaseException) -> NapariUnetError:
 
 
 def _portable(error: NapariUnetError) -> NapariUnetError:
-    """Return an error that survives pickling: itself, or its kind and message where it carries what cannot travel."""
-    attempts: tuple[Callable[[], Any], ...] = (lambda: error, lambda: type(error)(str(error)))
-    for attempt in attempts:
+    """Return an error that survives pickling: itself, or its message as the nearest of its kinds that does."""
+    kinds = [kind for kind in type(error).__mro__ if issubclass(kind, NapariUnetError)]
+    makers: list[Callable[[], NapariUnetError]] = [lambda: error, *(partial(kind, str(error)) for kind in kinds)]
+    for make in makers:
         with contextlib.suppress(Exception):
-            candidate = attempt()
+            candidate = make()
             pickle.loads(dumps(candidate))
             return candidate
     return EngineError(str(error))

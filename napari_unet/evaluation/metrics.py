@@ -264,7 +264,9 @@ def _masks(prediction: NDArray, truth: NDArray) -> tuple[NDArray[np.bool_], NDAr
 def _steps(ndim: int, spacing: Sequence[float] | None) -> NDArray[np.float64]:
     steps = np.ones(ndim) if spacing is None else np.asarray(spacing, float)
     if steps.shape != (ndim,) or not (np.isfinite(steps) & (steps > 0)).all():
-        raise MaskError(f"The spacing {spacing} does not fit a mask with {ndim} axes: give one positive figure for each.")
+        raise MaskError(
+            f"The spacing {spacing} does not fit a mask with {ndim} axes: give one positive figure for each."
+        )
     return steps
 
 

@@ -48,6 +48,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(name):
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 def test_a_gpu_is_taken_where_there_is_one():
     assert resolve(ComputeSettings()).device == "cuda"
     assert resolve(ComputeSettings()).precision in ("bfloat16", "float16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -37,11 +38,14 @@ def test_what_lives_in_main_travels_by_value():
 
 def test_only_the_arrays_a_job_speaks_of_are_waited_for(tmp_path):
     shared = SharedArrays(tmp_path)
-    handle = shared.put("a", np.ones(30_000_000))
-    other = shared.put("b", np.ones(30_000_000))
+    disk = threading.Event()
+    shared._writer.submit(disk.wait)  # a slow disk
+    handle = shared.put("a", np.ones(10))
+    other = shared.put("b", np.ones(10))
     assert len(shared.pending(dumps((len, (handle,), {})))) == 1
     assert len(shared.pending(dumps((len, (), {"x": [handle, other]})))) == 2
     assert shared.pending(dumps((len, (3,), {}))) == []
+    disk.set()
     shared.forget("b")
     assert shared.pending(dumps(other)) == []
     shared.forget("a")

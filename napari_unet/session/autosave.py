@@ -1,0 +1,88 @@
+"""Annotations are written to the project a moment after they change, by a thread of their own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from queue import SimpleQueue
+
+from napari_unet.domain.errors import NapariUnetError
+from napari_unet.session.state import ScanState
+from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
+
+_log = logging.getLogger(__name__)
+# Strokes follow each other closely; waiting this long saves once for several, and loses no more than this.
+_DELAY_SECONDS = 0.4
+
+
+class Autosave:
+    """Saves marked scans in the background; errors wait for :meth:`take_error`.
+
+    The thread starts with the first mark. The snapshot of an annotation is taken by the marking thread's lock, so a
+    file never holds half a correction.
+    """
+
+    def __init__(self, project: ProjectFolder) -> None:
+        self._project = project
+        self._dirty: dict[str, ScanState] = {}
+        self._refused: set[str] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._errors: SimpleQueue[NapariUnetError] = SimpleQueue()
+
+    def refuse(self, state: ScanState) -> None:
+        """Never save this scan: a damaged file of it must stay as it is."""
+        self._refused.add(state.scan.fingerprint)
+
+    def mark(self, state: ScanState) -> None:
+        """Note that an annotation has changed."""
+        if state.scan.fingerprint in self._refused:
+            return
+        with self._changed:
+            self._dirty[state.scan.fingerprint] = state
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="napari-unet-autosave", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def flush(self, state: ScanState) -> None:
+        """Save one scan now, if it has changed."""
+        with self._changed:
+            changed = self._dirty.pop(state.scan.fingerprint, None)
+        if changed is not None:
+            self._save(changed)
+
+    def close(self) -> None:
+        """Save what is unsaved and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def take_error(self) -> NapariUnetError | None:
+        """Return the oldest error not yet taken."""
+        return None if self._errors.empty() else self._errors.get()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._dirty or self._closing)
+                if not self._closing:
+                    self._changed.wait_for(lambda: self._closing, _DELAY_SECONDS)
+                states, self._dirty = list(self._dirty.values()), {}
+                closing = self._closing
+            for state in states:
+                self._save(state)
+            if closing:
+                return
+
+    def _save(self, state: ScanState) -> None:
+        saved = SavedAnnotation(state.annotation.copy(), state.locked.copy())
+        try:
+            self._project.write_annotation(state.scan.fingerprint, saved)
+        except NapariUnetError as error:
+            self._errors.put(error)
+        except Exception:
+            _log.exception("autosave failed")

@@ -1,0 +1,174 @@
+"""One fine-tune in the background: a frozen snapshot goes out, numbers come back, a verdict is spoken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from napari_unet.compute.engine import Engine, Job
+from napari_unet.compute.jobs import LessonHandle, fine_tune
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import NapariUnetError, SessionError
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.progress import TrainingStep
+from napari_unet.session.state import ScanState
+from napari_unet.session.worker import Worker
+from napari_unet.training.fine_tune import CaseVerdict, FineTuned
+from napari_unet.training.plan import plan
+
+Moved = Callable[["Verdict | None", NapariUnetError | None], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What is to be said of a new checkpoint, before the person decides."""
+
+    checkpoint: Checkpoint
+    cases: tuple[CaseVerdict, ...]
+
+    @property
+    def dice_before(self) -> float | None:
+        """Mean Dice of the old model on the held-out cases; None without one."""
+        values = [case.before for case in self.cases if case.before is not None]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def dice_after(self) -> float | None:
+        """Mean Dice of the new model on the held-out cases; None without cases."""
+        values = [case.after for case in self.cases if case.after is not None]
+        return float(np.mean(values)) if values else None
+
+    @property
+    def is_better(self) -> bool | None:
+        """Whether the new model beats the old one; None where that cannot be told."""
+        before, after = self.dice_before, self.dice_after
+        return None if before is None or after is None else after > before
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        name, before, after = self.checkpoint.card.name, self.dice_before, self.dice_after
+        if after is None:
+            return f"{name} is ready. No slices are held out yet (that begins with five accepted), so judge it by eye."
+        cases = f"{len(self.cases)} held-out case{'s' if len(self.cases) != 1 else ''}"
+        if before is None:
+            return f"{name} is ready: Dice {after:.2f} on {cases}."
+        compared = [c for c in self.cases if c.before is not None and c.after is not None]
+        n_better = sum(c.after > c.before for c in compared)  # type: ignore[operator]
+        word = "better" if self.is_better else "not better"
+        return f"{name} is {word}: it gained on {n_better} of {cases} ({before:.2f} -> {after:.2f})."
+
+
+class FineTuneRun:
+    """Training on the reviewed parts of some scans.
+
+    Parameters
+    ----------
+    worker : Worker
+    states : sequence of ScanState
+        Scans with something reviewed; the active or newest last.
+    schema : LabelSchema
+    base : Checkpoint or None
+        Model in use.
+    name : str
+        Of the checkpoint to come.
+    budget_seconds, steps : float or None, int or None
+        When to stop.
+    moved : callable
+        Called after each step with ``(None, None)``, at the end with the verdict, or with the error.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        states: Sequence[ScanState],
+        schema: LabelSchema,
+        base: Checkpoint | None,
+        name: str,
+        budget_seconds: float | None,
+        steps: int | None,
+        moved: Moved,
+    ) -> None:
+        if base is not None and base.card.label_schema.ids != schema.ids:
+            raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
+        for state in states:
+            state.lock_some()
+        settings = base.card.settings if base else plan([s.scan for s in states], len(schema.classes))
+        self._settings = settings.with_values(
+            {
+                "training.budget_seconds": budget_seconds,
+                "training.steps": steps,
+                "training.seed": base.card.steps if base else 0,
+            }
+        )
+        self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
+        # The snapshot: later strokes belong to the next fine-tune.
+        self._taken = [(s.scan, s.annotation.labels.copy(), s.annotation.reviewed(), s.locked.copy()) for s in states]
+        self.losses: list[float] = []
+        self.last: TrainingStep | None = None
+        self._job: Job | None = None
+        self._over = False
+        worker.when_resolved(self._begin, self._fail)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self._over
+
+    def cancel(self) -> None:
+        """Stop; the model in use stays as it is."""
+        if not self._over:
+            self._over = True
+            if self._job is not None:
+                self._job.cancel()
+            self._moved(None, None)
+
+    def wait(self, engine: Engine, timeout: float | None = None) -> None:
+        """Poll until it is over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._over:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"the fine-tune is not over after {timeout} s")
+            engine.poll()
+            time.sleep(0.01)
+
+    def _begin(self, compute: ResolvedCompute) -> None:
+        if self._over:
+            return
+        lessons = [
+            LessonHandle(self._worker.share_scan(scan), labels, reviewed, locked if locked.any() else None)
+            for scan, labels, reviewed, locked in self._taken
+        ]
+        base = None if self._base is None else self._worker.share_checkpoint(self._base)
+        self._job = self._worker.engine.submit(
+            fine_tune,
+            lessons,
+            self._settings,
+            self._schema,
+            compute,
+            base,
+            self._name,
+            lane="train",
+            on_event=self._stepped,
+            on_result=self._done,
+            on_error=self._fail,
+        )
+
+    def _stepped(self, step: TrainingStep) -> None:
+        self.last = step
+        self.losses.append(step.loss)
+        self._moved(None, None)
+
+    def _done(self, outcome: FineTuned) -> None:
+        if not self._over:
+            self._over = True
+            self._moved(Verdict(outcome.checkpoint, outcome.verdicts), None)
+
+    def _fail(self, error: NapariUnetError) -> None:
+        if not self._over:
+            self._over = True
+            self._moved(None, error)

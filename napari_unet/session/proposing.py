@@ -1,0 +1,183 @@
+"""One proposal for one scan: a queue of slabs, nearest to the slice on screen first, at most two with the engine.
+
+Priorities cannot change once a job is submitted, so the queue stays here and a scroll re-orders it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from napari_unet.compute.engine import Engine, Job
+from napari_unet.compute.jobs import propose
+from napari_unet.domain.annotation import Correction, SparseChange
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import ModelError, NapariUnetError
+from napari_unet.domain.progress import Progress
+from napari_unet.domain.proposal import Proposal
+from napari_unet.inference.predict import Slab, plan_slabs
+from napari_unet.patches.prepare import n_input_channels
+from napari_unet.session.state import ScanState
+from napari_unet.session.worker import Worker
+
+_IN_FLIGHT = 2
+
+TakeSlab = Callable[[ScanState, Correction, str], None]
+Moved = Callable[[NapariUnetError | None], None]
+
+
+class ProposalRun:
+    """Proposing labels for one scan with one checkpoint; everything it does to the scan is one undo step.
+
+    Parameters
+    ----------
+    worker : Worker
+    state : ScanState
+        The scan.
+    checkpoint : Checkpoint
+        Who proposes.
+    visible : int
+        Slice on screen.
+    take : callable
+        Carries out a slab's correction.
+    moved : callable
+        Called after each slab and at the end, with the error that ended it, if one did.
+    """
+
+    def __init__(
+        self, worker: Worker, state: ScanState, checkpoint: Checkpoint, visible: int, take: TakeSlab, moved: Moved
+    ) -> None:
+        settings = checkpoint.card.settings
+        given = n_input_channels(state.scan, settings.preparation)
+        if given != settings.network.in_channels:
+            raise ModelError(
+                f"The model takes {settings.network.in_channels} channels and {state.name} has {given}: choose a model "
+                "made for scans of this kind."
+            )
+        self.state = state
+        self.step = state.history.begin("proposal")
+        self._worker, self._checkpoint, self._take, self._moved = worker, checkpoint, take, moved
+        shape = state.scan.to_planes(state.annotation.labels).shape
+        self._queue = plan_slabs(shape, settings, visible)
+        self._n_slabs = len(self._queue)
+        self._n_done = 0
+        self._jobs: dict[Job, Slab] = {}
+        self._started = time.monotonic()
+        self._over = False
+        worker.when_resolved(self._begin, self._fail)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self._over
+
+    @property
+    def progress(self) -> Progress:
+        """Share of slabs done, and an estimate of the seconds left."""
+        fraction = self._n_done / self._n_slabs if self._n_slabs else 1.0
+        seconds = time.monotonic() - self._started
+        return Progress(fraction, seconds * (1 - fraction) / fraction if 0 < fraction < 1 else None)
+
+    def look_at(self, index: int) -> None:
+        """Re-order what has not been handed to the engine: nearest to this slice first."""
+        self._queue.sort(key=lambda slab: abs((slab.start + slab.stop - 1) / 2 - index))
+
+    def cancel(self) -> None:
+        """Hand out nothing more and drop what is under way; what has arrived stays."""
+        if not self._over:
+            self._queue.clear()
+            jobs, self._jobs = list(self._jobs), {}
+            for job in jobs:
+                job.cancel()
+            self._end(None)
+
+    def wait(self, engine: Engine, timeout: float | None = None) -> None:
+        """Poll until it is over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._over:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"the proposal is not over after {timeout} s")
+            engine.poll()
+            time.sleep(0.005)
+
+    def _begin(self, compute: ResolvedCompute) -> None:
+        if self._over:
+            return
+        self._compute = compute
+        self._scan = self._worker.share_scan(self.state.scan)
+        self._file = self._worker.share_checkpoint(self._checkpoint)
+        self._feed()
+
+    def _feed(self) -> None:
+        while self._queue and len(self._jobs) < _IN_FLIGHT and not self._over:
+            slab = self._queue.pop(0)
+            job = self._worker.engine.submit(
+                propose,
+                self._scan,
+                self._file,
+                (slab,),
+                self._compute,
+                lane="quick",
+                on_event=self._arrived,
+                on_result=lambda _, key=slab: self._finished(key),
+                on_error=self._fail,
+            )
+            self._jobs[job] = slab
+        if not self._queue and not self._jobs and not self._over:
+            self._end(None)
+
+    def _arrived(self, proposal: Proposal) -> None:
+        if self._over or proposal.scan != self.state.scan.fingerprint:
+            return
+        correction = proposal_correction(self.state, proposal)
+        self.step.corrections.append(correction)
+        self._take(self.state, correction, proposal.checkpoint)
+
+    def _finished(self, slab: Slab) -> None:
+        if self._over:
+            return
+        self._jobs = {job: s for job, s in self._jobs.items() if s is not slab}
+        self._n_done += 1
+        self._feed()
+        if not self._over:
+            self._moved(None)
+
+    def _fail(self, error: NapariUnetError) -> None:
+        if not self._over:
+            self._queue.clear()
+            jobs, self._jobs = list(self._jobs), {}
+            for job in jobs:
+                job.cancel()
+            self._end(error)
+
+    def _end(self, error: NapariUnetError | None) -> None:
+        self._over = True
+        self._moved(error)
+
+
+def proposal_correction(state: ScanState, proposal: Proposal) -> Correction:
+    """Return the correction that puts a slab's proposal into an annotation, sparing what the person has said.
+
+    Voxels of accepted slices and voxels painted by hand keep their labels.
+    """
+    annotation, scan = state.annotation, state.scan
+    n = len(proposal.labels)
+    index = annotation.slice_index(slice(proposal.first_slice, proposal.first_slice + n))
+    planes = proposal.labels.astype(annotation.labels.dtype)
+    proposed = scan.from_planes(planes)
+    free = ~annotation.painted[index]
+    accepted = np.flatnonzero(annotation.accepted[proposal.first_slice : proposal.first_slice + n])
+    if len(accepted):
+        free[annotation.slice_index(accepted)] = False
+    current = annotation.labels[index]
+    changed = np.nonzero(free & (current != proposed))
+    shifted = list(changed)
+    if annotation.slice_axis is not None:
+        shifted[annotation.slice_axis] = shifted[annotation.slice_axis] + proposal.first_slice
+    flat = np.ravel_multi_index(tuple(shifted), annotation.labels.shape)
+    return Correction(
+        "proposal", labels=SparseChange(flat, current[changed], proposed[changed]), proposal=proposal.checkpoint
+    )

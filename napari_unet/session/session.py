@@ -1,0 +1,436 @@
+"""The application without a window: open scans, propose, correct, accept, fine-tune, use or keep.
+
+All methods are called on one thread (the window's, or the script's). Long work runs in the engine; what it says
+arrives through :meth:`Session.poll`. Views listen to the signals and send intentions; they hold no state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from psygnal import Signal
+
+from napari_unet.compute.engine import Engine
+from napari_unet.domain.annotation import Annotation, Correction, SparseChange
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.errors import MaskError, NapariUnetError, ScanError, SessionError
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.progress import Notice
+from napari_unet.domain.scan import Scan
+from napari_unet.io.registry import source_stem
+from napari_unet.io.writers import write_mask
+from napari_unet.session.autosave import Autosave
+from napari_unet.session.improving import FineTuneRun, Verdict
+from napari_unet.session.proposing import ProposalRun
+from napari_unet.session.state import ScanState
+from napari_unet.session.worker import Worker
+from napari_unet.storage.project_folder import ProjectFolder
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelsChanged:
+    """Labels of a scan changed: which, and what. ``origin`` is ``view`` where the view shows it already."""
+
+    state: ScanState
+    correction: Correction
+    origin: Literal["view", "session"]
+
+
+class Session:
+    """State and commands of the application.
+
+    Parameters
+    ----------
+    engine : Engine
+        Runs the long work. The session starts it, and closes it in :meth:`close`.
+    folder : Path
+        Where checkpoints and labels are kept.
+    schema : LabelSchema, optional
+        Classes; one foreground class by default. A model with other classes brings its own.
+    """
+
+    scan_added = Signal(ScanState)
+    scan_removed = Signal(ScanState)
+    active_changed = Signal()
+    labels_changed = Signal(LabelsChanged)
+    acceptance_changed = Signal(ScanState)
+    schema_changed = Signal()
+    model_changed = Signal()
+    proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
+    training_changed = Signal()  # started, went on, or ended: read ``training``
+    verdict_changed = Signal()  # read ``verdict``
+    notified = Signal(Notice)
+
+    def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
+        self._engine = engine
+        self.project = ProjectFolder(folder)
+        self._autosave = Autosave(self.project)
+        self._worker = Worker(engine)
+        self.schema = schema or LabelSchema.of("structure")
+        self.scans: list[ScanState] = []
+        self.active: ScanState | None = None
+        self.model: Checkpoint | None = None
+        self.proposal: ProposalRun | None = None
+        self.training: FineTuneRun | None = None
+        self.verdict: Verdict | None = None
+        self._opened = 0
+        self._visible_slice = 0
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine in the background, so that the first click finds it warm."""
+        self._engine.start()
+        self._worker.resolve()
+
+    def poll(self) -> None:
+        """Take in what the engine has said since; called on the session's thread."""
+        self._engine.poll()
+        error = self._autosave.take_error()
+        if error is not None:
+            self._tell(str(error))
+
+    def close(self) -> None:
+        """Stop all work, save what is unsaved, end the engine; returns within about two seconds."""
+        for run in (self.proposal, self.training):
+            if run is not None:
+                run.cancel()
+        self._autosave.close()
+        self._engine.close()
+
+    # -- scans --------------------------------------------------------------------------------------------------
+
+    def add_scan(self, scan: Scan, labels: NDArray | None = None) -> ScanState:
+        """Open a scan; what was saved for it before (found by the hash of its voxels) comes back.
+
+        Parameters
+        ----------
+        scan : Scan
+        labels : array, optional
+            Starting labels over the spatial axes, where nothing was saved.
+
+        Raises
+        ------
+        ScanError
+            A scan with channels that are neither colour nor single.
+        MaskError
+            ``labels`` has another shape.
+        """
+        if labels is not None and labels.shape != scan.spatial_shape:
+            raise MaskError(
+                f"The mask has shape {labels.shape} and the scan {scan.spatial_shape}: they do not belong together."
+            )
+        known = next((s for s in self.scans if s.scan.fingerprint == scan.fingerprint), None)
+        if known is not None:
+            self._tell(f"This scan is open already, as {known.name}.")
+            self.activate(known)
+            return known
+        self._opened += 1
+        annotation = Annotation.empty(
+            scan.spatial_shape, scan.slice_axis, np.uint8 if max(self.schema.ids) < 256 else np.uint16
+        )
+        if labels is not None:
+            annotation.labels[...] = labels
+        state = ScanState(
+            f"scan {self._opened}",
+            scan,
+            annotation,
+            np.zeros(scan.n_slices, bool),
+            stem=source_stem(scan.source) if scan.source is not None else f"scan-{self._opened}",
+        )
+        self._restore(state)
+        self.scans.append(state)
+        self.scan_added.emit(state)
+        for warning in scan.warnings:
+            self._tell(f"{state.name}: {warning}")
+        self.activate(state)
+        return state
+
+    def remove_scan(self, state: ScanState) -> None:
+        """Close a scan; its labels stay saved."""
+        if state not in self.scans:
+            return
+        if self.proposal is not None and self.proposal.state is state:
+            self.cancel_proposal()
+        self.scans.remove(state)
+        self._autosave.flush(state)
+        if self.active is state:
+            self.active = None
+            self.active_changed.emit()
+        self.scan_removed.emit(state)
+
+    def activate(self, state: ScanState | None) -> None:
+        """Make a scan the one that Propose and Accept act on."""
+        if state is not self.active:
+            self.active = state
+            self.active_changed.emit()
+
+    def show_slice(self, index: int) -> None:
+        """Say which slice of the active scan is on screen: proposals near it come first."""
+        self._visible_slice = index
+        if self.proposal is not None and self.proposal.state is self.active:
+            self.proposal.look_at(index)
+
+    @property
+    def visible_slice(self) -> int:
+        """Slice of the active scan that is on screen."""
+        return min(self._visible_slice, self.active.scan.n_slices - 1) if self.active else 0
+
+    def set_schema(self, schema: LabelSchema) -> None:
+        """Change the classes.
+
+        Raises
+        ------
+        SessionError
+            The model in use knows other ids: removing or adding classes needs a new model.
+        """
+        if self.model is not None and self.model.card.label_schema.ids != schema.ids:
+            raise SessionError(
+                "The model in use knows other classes: choose 'no model' first to start a new one with these classes."
+            )
+        self.schema = schema
+        self.schema_changed.emit()
+
+    # -- the correcting hand --------------------------------------------------------------------------------------
+
+    def record_edit(self, state: ScanState, view: NDArray, slices: slice, kind: str = "stroke") -> Correction:
+        """Take over what the person has painted.
+
+        Parameters
+        ----------
+        state : ScanState
+        view : array over the spatial axes
+            Labels as the view shows them; compared with the session's.
+        slices : slice
+            Which slices may have changed (along the slice axis).
+        kind : str
+            ``stroke``, ``fill``...
+
+        Returns
+        -------
+        Correction
+            What was recorded; empty if nothing differs.
+        """
+        annotation = state.annotation
+        part = np.zeros(annotation.labels.shape, bool)
+        index = annotation.slice_index(slices)
+        part[index] = annotation.labels[index] != view[index]
+        touched = np.flatnonzero(part)
+        if not len(touched):
+            return Correction(kind)
+        before, after = annotation.labels.flat[touched], view.flat[touched].astype(annotation.labels.dtype)
+        painted = annotation.painted.flat[touched]
+        correction = Correction(
+            kind,
+            labels=SparseChange(touched, before, after),
+            painted=SparseChange(touched, painted, np.ones_like(painted)),
+            proposal=state.proposed_by,
+        )
+        state.history.add(correction)
+        self._commit(state, correction, "view")
+        return correction
+
+    def accept_slices(self, state: ScanState, slices: Sequence[int] | None = None, accepted: bool = True) -> None:
+        """Declare slices right as they stand (all of the scan by default): they become truth."""
+        chosen = list(range(state.scan.n_slices)) if slices is None else list(slices)
+        correction = state.annotation.acceptance(chosen, accepted)
+        state.history.add(correction)
+        self._commit(state, correction, "session")
+
+    def undo(self, state: ScanState) -> bool:
+        """Take back the last step on a scan; returns whether there was one."""
+        if self.proposal is not None and self.proposal.step is state.history.next_undo:
+            self.cancel_proposal()
+        return self._replay(state, state.history.undo())
+
+    def redo(self, state: ScanState) -> bool:
+        """Do the last undone step again; returns whether there was one."""
+        return self._replay(state, state.history.redo())
+
+    def _replay(self, state: ScanState, corrections: list[Correction]) -> bool:
+        for correction in corrections:
+            self._commit(state, correction, "session")
+        return bool(corrections)
+
+    def _commit(self, state: ScanState, correction: Correction, origin: Literal["view", "session"]) -> None:
+        state.annotation.apply(correction)
+        self._autosave.mark(state)
+        if correction.labels is not None and len(correction.labels):
+            self.labels_changed.emit(LabelsChanged(state, correction, origin))
+        if correction.accepted is not None and len(correction.accepted):
+            self.acceptance_changed.emit(state)
+
+    # -- proposing ------------------------------------------------------------------------------------------------
+
+    def propose(self) -> None:
+        """Let the model propose labels for the active scan, the slice on screen first.
+
+        Accepted slices and voxels painted by hand are never overwritten.
+
+        Raises
+        ------
+        SessionError
+            No scan, or no model that has learnt anything.
+        """
+        state = self._require_active()
+        if self.model is None or self.model.card.steps == 0:
+            raise SessionError(
+                "There is no model yet: paint on a slice or two, accept them, and press Fine-tune. Then it can propose."
+            )
+        if self.proposal is not None and not self.proposal.is_over:
+            self.cancel_proposal()
+        self.proposal = ProposalRun(
+            self._worker, state, self.model, self._visible_slice, self._take_slab, self._proposal_moved
+        )
+        self.proposal_changed.emit()
+
+    def cancel_proposal(self) -> None:
+        """Stop proposing; what has arrived stays (undo takes it back)."""
+        if self.proposal is not None:
+            self.proposal.cancel()
+
+    def _take_slab(self, state: ScanState, correction: Correction, checkpoint: str) -> None:
+        if state in self.scans:
+            state.proposed_by = checkpoint
+            self._commit(state, correction, "session")
+
+    def _proposal_moved(self, error: NapariUnetError | None) -> None:
+        if error is not None:
+            self._tell(str(error))
+        self.proposal_changed.emit()
+
+    # -- improving ------------------------------------------------------------------------------------------------
+
+    def fine_tune(self, budget_seconds: float = 60.0, steps: int | None = None) -> None:
+        """Train in the background on everything reviewed so far.
+
+        Parameters
+        ----------
+        budget_seconds : float
+            Wall time, unless ``steps`` is given.
+        steps : int, optional
+            Exactly so many steps instead.
+
+        Raises
+        ------
+        SessionError
+            A training is running, or nothing has been reviewed.
+        """
+        if self.training is not None and not self.training.is_over:
+            raise SessionError("A fine-tune is running already: wait for it or cancel it first.")
+        taught = [s for s in self.scans if len(s.annotation.reviewed_slices())]
+        if not taught:
+            raise SessionError(
+                "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one first."
+            )
+        self.verdict = None
+        self.verdict_changed.emit()
+        self.training = FineTuneRun(
+            self._worker,
+            taught,
+            self.schema,
+            self.model,
+            self.project.next_model_name(),
+            budget_seconds if steps is None else None,
+            steps,
+            self._training_moved,
+        )
+        for state in taught:
+            self._autosave.mark(state)
+        self.training_changed.emit()
+
+    def cancel_training(self) -> None:
+        """Stop training; the model in use stays as it is."""
+        if self.training is not None:
+            self.training.cancel()
+
+    def _training_moved(self, verdict: Verdict | None, error: NapariUnetError | None) -> None:
+        if error is not None:
+            self._tell(str(error))
+        if verdict is not None:
+            try:
+                self.project.write_model(verdict.checkpoint)
+            except NapariUnetError as problem:
+                self._tell(str(problem))
+            self.verdict = verdict
+        self.training_changed.emit()
+        if verdict is not None:
+            self.verdict_changed.emit()
+
+    def use_new_model(self) -> None:
+        """Take the fine-tuned checkpoint into use."""
+        if self.verdict is not None:
+            verdict, self.verdict = self.verdict, None
+            self.use_model(verdict.checkpoint)
+            self.verdict_changed.emit()
+
+    def keep_old_model(self) -> None:
+        """Stay with the model in use; the new one is kept on disk."""
+        self.verdict = None
+        self.verdict_changed.emit()
+
+    def use_model(self, checkpoint: Checkpoint | None) -> None:
+        """Take a checkpoint into use (None: none); its classes become the session's."""
+        self.model = checkpoint
+        if checkpoint is not None and checkpoint.card.label_schema != self.schema:
+            self.schema = checkpoint.card.label_schema
+            self.schema_changed.emit()
+        self.model_changed.emit()
+
+    def kept_models(self) -> list[str]:
+        """Return the names of the checkpoints in the project, oldest first."""
+        return self.project.model_names()
+
+    def use_kept_model(self, name: str) -> None:
+        """Take a checkpoint of the project into use: roll back, or forward."""
+        self.use_model(self.project.read_model(name))
+
+    # -- finishing ------------------------------------------------------------------------------------------------
+
+    def export_mask(self, state: ScanState, path: Path) -> None:
+        """Write the labels of a scan on its acquired grid; the format follows the suffix.
+
+        Raises
+        ------
+        ExportError
+            The file cannot be written, or its format cannot hold the mask.
+        """
+        write_mask(state.annotation.labels, state.scan, path, self.schema)
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Poll until no work is running (scripts and tests)."""
+        for run in (self.proposal, self.training):
+            if run is not None:
+                run.wait(self._engine, timeout)
+
+    def _require_active(self) -> ScanState:
+        if self.active is None:
+            raise SessionError("No scan is open: drop a scan onto the window, or use File > Open.")
+        return self.active
+
+    def _restore(self, state: ScanState) -> None:
+        scan = state.scan
+        try:
+            saved = self.project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
+        except ScanError as error:
+            self._tell(str(error))
+            self._autosave.refuse(state)
+            return
+        if saved is not None:
+            state.annotation, state.locked = saved.annotation, saved.locked
+            n = state.n_accepted
+            self._tell(f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted).")
+
+    def _tell(self, message: str) -> None:
+        _log.info("notice: %s", message)
+        self.notified.emit(Notice(message))

@@ -1,0 +1,62 @@
+"""The engine as the session uses it: what it computes with, and what was handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from napari_unet.compute.device import resolving
+from napari_unet.compute.engine import Engine
+from napari_unet.compute.jobs import ScanHandle
+from napari_unet.compute.transport import SharedArray
+from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import NapariUnetError
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ComputeSettings
+from napari_unet.storage.checkpoint_file import to_bytes
+
+
+class Worker:
+    """Hands scans and checkpoints over once, and finds out once what the computer has to compute with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.compute: ResolvedCompute | None = None
+        self._waiting: list[tuple[Callable[[ResolvedCompute], None], Callable[[NapariUnetError], None]]] = []
+        self._asked = False
+
+    def resolve(self) -> None:
+        """Find out about device, precision and threads, in the engine, so that the window does not wait."""
+        if not self._asked:
+            self._asked = True
+            self.engine.submit(resolving, ComputeSettings(), on_result=self._resolved, on_error=self._failed)
+
+    def when_resolved(self, begin: Callable[[ResolvedCompute], None], fail: Callable[[NapariUnetError], None]) -> None:
+        """Call ``begin`` with what to compute with, now or once it is known; ``fail`` where that is impossible."""
+        if self.compute is not None:
+            begin(self.compute)
+            return
+        self._waiting.append((begin, fail))
+        self.resolve()
+
+    def _resolved(self, compute: ResolvedCompute) -> None:
+        self.compute = compute
+        waiting, self._waiting = self._waiting, []
+        for begin, _ in waiting:
+            begin(compute)
+
+    def _failed(self, error: NapariUnetError) -> None:
+        self._asked = False
+        waiting, self._waiting = self._waiting, []
+        for _, fail in waiting:
+            fail(error)
+
+    def share_scan(self, scan: Scan) -> ScanHandle:
+        """Return the handle of a scan, handed over on first use."""
+        return ScanHandle.of(scan, self.engine.share(scan.fingerprint, scan.data))
+
+    def share_checkpoint(self, checkpoint: Checkpoint) -> SharedArray:
+        """Return the handle of a checkpoint, handed over on first use."""
+        return self.engine.share(checkpoint.id, np.frombuffer(to_bytes(checkpoint), np.uint8))
