@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.compute.transport import SharedArray
+from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelSchema
@@ -25,7 +26,7 @@ from napari_unet.domain.settings import ModelSettings
 
 if TYPE_CHECKING:
     from napari_unet.inference.predict import Slab
-    from napari_unet.training.fine_tune import FineTuned
+    from napari_unet.training.fine_tune import FineTuned, Lesson
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,50 @@ class ScanHandle:
 
 @dataclass(frozen=True, eq=False)
 class LessonHandle:
-    """A :class:`~napari_unet.training.fine_tune.Lesson` as it travels; labels and reviewed mask by value."""
+    """A :class:`~napari_unet.training.fine_tune.Lesson` as it travels: only the planes about which something is known.
+
+    Parameters
+    ----------
+    scan : ScanHandle
+    planes : (n,) int64 array
+        Slices, along the slice axis, that hold something reviewed.
+    labels : (n, h, w) array
+        Their labels.
+    reviewed : (n, h, w) bool array
+        Their reviewed voxels.
+    locked : (n_slices,) bool array
+        Slices that only judge.
+    """
 
     scan: ScanHandle
+    planes: NDArray[np.int64]
     labels: NDArray
-    reviewed: NDArray[np.bool_] | None
-    locked: NDArray[np.bool_] | None
+    reviewed: NDArray[np.bool_]
+    locked: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, handle: ScanHandle, annotation: Annotation, locked: NDArray[np.bool_]) -> LessonHandle:
+        """Return a frozen copy of what an annotation says now."""
+        planes = annotation.reviewed_slices()
+        axis = annotation.slice_axis
+        labels, painted = annotation.labels, annotation.painted
+        if axis is None:
+            labels, painted = labels[np.newaxis], painted[np.newaxis]
+        else:
+            labels, painted = np.moveaxis(labels, axis, 0), np.moveaxis(painted, axis, 0)
+        reviewed = painted[planes] | annotation.accepted[planes, np.newaxis, np.newaxis]
+        return cls(handle, planes, labels[planes], reviewed, locked.copy())
+
+    def open(self) -> Lesson:
+        """Return the lesson over the whole scan; what did not travel is unreviewed."""
+        from napari_unet.training.fine_tune import Lesson
+
+        scan = self.scan.open()
+        labels = np.zeros(scan.spatial_shape, self.labels.dtype)
+        reviewed = np.zeros(scan.spatial_shape, bool)
+        scan.to_planes(labels)[self.planes] = self.labels
+        scan.to_planes(reviewed)[self.planes] = self.reviewed
+        return Lesson(scan, labels, reviewed, self.locked if self.locked.any() else None)
 
 
 class _Recent:
@@ -141,6 +180,6 @@ def fine_tune(
     """Open what was handed over and run :func:`napari_unet.training.fine_tune.fine_tune`."""
     from napari_unet.training import fine_tune as training
 
-    opened = [training.Lesson(lesson.scan.open(), lesson.labels, lesson.reviewed, lesson.locked) for lesson in lessons]
+    opened = [lesson.open() for lesson in lessons]
     base = None if base_file is None else _checkpoint(base_file)
     return (yield from training.fine_tune(opened, settings, schema, compute, base=base, name=name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +126,7 @@ class Annotation:
         """Return an independent copy."""
         return Annotation(self.labels.copy(), self.slice_axis, self.painted.copy(), self.accepted.copy())
 
-    def slice_index(self, slices: object) -> tuple[object, ...]:
+    def slice_index(self, slices: object) -> tuple[Any, ...]:
         """Return the index that selects slices (an int, a slice or a mask) from an array over the spatial axes."""
         if self.slice_axis is None:
             return (Ellipsis,)
@@ -138,7 +139,7 @@ class Annotation:
             if self.accepted[0]:
                 mask[...] = True
         else:
-            mask[self.slice_index(self.accepted)] = True  # type: ignore[index]
+            mask[self.slice_index(self.accepted)] = True
         return mask
 
     def reviewed_slices(self) -> NDArray[np.int64]:

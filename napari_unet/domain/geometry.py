@@ -34,13 +34,14 @@ def orientation_codes(affine: NDArray[np.float64]) -> str:
     directions = np.asarray(affine, float)[:3, :3]
     norms = np.linalg.norm(directions, axis=0)
     cosines = np.divide(directions, norms, out=np.zeros_like(directions), where=norms > 0)
+    strength = np.abs(cosines)
     codes = [""] * 3
     # The largest cosine is settled first, so that two axes never claim one direction.
     for _ in range(3):
-        world, axis = np.unravel_index(np.argmax(np.abs(cosines)), (3, 3))
+        world, axis = np.unravel_index(np.argmax(strength), (3, 3))
         codes[axis] = _POSITIVE[world] if cosines[world, axis] >= 0 else _NEGATIVE[world]
-        cosines[world, :] = 0
-        cosines[:, axis] = 0
+        strength[world, :] = -1
+        strength[:, axis] = -1
     return "".join(codes)
 
 

@@ -32,7 +32,8 @@ class LabelSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: tuple[LabelClass, ...] = Field(min_length=1)
+    # Network classes travel as uint8, and 0 is background.
+    classes: tuple[LabelClass, ...] = Field(min_length=1, max_length=255)
 
     @model_validator(mode="after")
     def _unique(self) -> LabelSchema:

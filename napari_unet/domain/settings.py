@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from napari_unet.domain.errors import SettingsError
 
@@ -16,7 +16,8 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An infinite budget would never end, and NaN compares as neither in nor out of range.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NetworkSettings(_Frozen):
@@ -108,6 +109,21 @@ class ModelSettings(_Frozen):
     training: TrainingSettings = TrainingSettings()
     inference: InferenceSettings = InferenceSettings()
 
+    @model_validator(mode="after")
+    def _parts_agree(self) -> ModelSettings:
+        n = self.network.dimensions
+        for key, sizes in (
+            *(("network.strides", stride) for stride in self.network.strides),
+            ("training.patch_size", self.training.patch_size),
+            ("inference.tile", self.inference.tile),
+        ):
+            if sizes is not None and (len(sizes) != n or min(sizes) < 1):
+                raise ValueError(f"{key} wants {n} whole numbers above 0 for a {n}D network, not {list(sizes)}")
+        clip = self.preparation.clip_percentiles
+        if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
+            raise ValueError(f"preparation.clip_percentiles wants two rising numbers from 0 to 100, not {list(clip)}")
+        return self
+
     def with_values(self, values: dict[str, Any]) -> ModelSettings:
         """Return a copy with dotted keys replaced.
 
@@ -134,6 +150,8 @@ class ModelSettings(_Frozen):
             return type(self).model_validate(tree)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:
+                raise SettingsError(f"{first['msg'].removeprefix('Value error, ')}.") from error
             where = ".".join(str(part) for part in first["loc"])
             raise SettingsError(f"Setting {where} cannot be {first['input']!r}: {first['msg']}.") from error
 

@@ -239,7 +239,8 @@ def scores_figure(cases: Sequence[CaseScores], names: Mapping[int, str]) -> Figu
             axes.plot([np.median(values)] * 2, [row - 0.34, row + 0.34], color=PALETTE[5], linewidth=2.4)
         axes.set_yticks(range(len(labels)), [names.get(label, f"label {label}") for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_xlim(0, 1.02 if metric == "dice" else None)
+        furthest = max((v for case in cases for v in getattr(case, metric).values()), default=0.0)
+        axes.set_xlim(0, 1.02 if metric == "dice" else 1.05 * furthest or 1.0)
     return figure
 
 
@@ -252,7 +253,7 @@ def _panels(picture: ReportPicture, rows: int, columns: int, handles: list[Any])
     panel_height = panel_width * float(np.clip(height / width, 0.4, 2.0))
     gap, caption, head = 0.12, 0.28 if rows * columns > 1 else 0.0, 0.42
     full_width = columns * panel_width + (columns + 1) * gap
-    per_line = int(full_width / 1.25)
+    per_line = int(full_width / 1.1)
     foot = 0.22 + 0.22 * -(-len(handles) // per_line)
     full_height = head + rows * (panel_height + caption) + (rows - 1) * gap + foot
     figure = Figure(figsize=(full_width, full_height), facecolor="white")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 Point = tuple[float, float, float]
 
 #: Hounsfield units of what is the same in everyone.
@@ -333,7 +333,7 @@ class _Patient:
             radius = self.rng.uniform(8, 15)
             deep = np.flatnonzero(liver > radius + 2)
             index = np.unravel_index(deep[self.rng.integers(len(deep))], liver.shape)
-            centre = tuple(float(c[index]) for c in (self.grid.x, self.grid.y, self.grid.z))
+            centre = (float(self.grid.x[index]), float(self.grid.y[index]), float(self.grid.z[index]))
             lesion = self.grid.ellipsoid(centre, self._sized(radius, radius, radius)) + self.grid.waves(15, 0.8)
             self._paint(np.minimum(lesion, liver), self.rng.normal(62, 6), 7)
 

@@ -50,7 +50,7 @@ def ct_phantom(
         Which patient, from 0; equal seeds give equal voxels.
     spacing : {"thin", "thick"}
         64 slices of 2.5 mm, or the same patient in 32 slices of 5 mm (each the mean of two thin ones). In-plane
-        160 x 160 pixels of 2 mm.
+        112 rows of 128 pixels of 2.5 mm.
 
     Returns
     -------
@@ -60,9 +60,16 @@ def ct_phantom(
         Same shape: 1 liver (its vessels and lesions included), 2 kidneys, 3 spleen, 4 aorta.
     schema : LabelSchema
         The names of these values.
+
+    Raises
+    ------
+    ValueError
+        ``spacing`` is neither.
     """
     from napari_unet.io import phantom
 
+    if spacing not in ("thin", "thick"):
+        raise ValueError(f"spacing is 'thin' or 'thick', not {spacing!r}")
     patient = phantom.compute(seed, _PHANTOM_SHAPE, _PHANTOM_SPACING)
     image, organs = patient.image, [patient.liver, patient.kidneys, patient.spleen, patient.aorta]
     steps = _PHANTOM_SPACING

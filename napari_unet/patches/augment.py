@@ -40,8 +40,10 @@ def random_transform(
     """
     n = len(shape)
     size, extent = np.array(shape, float), np.array(patch, float)
-    half = np.minimum(extent, size) / 2
-    middle = np.where(extent >= size, (size - 1) / 2, np.clip(centre, half - 0.5, size - half - 0.5))
+    # The patch's first voxel falls on one of the image's: half a voxel off, an unturned patch would be blurred and its
+    # labels shifted against it.
+    corner = np.where(extent >= size, (size - extent) // 2, np.clip(centre - extent // 2, 0, size - extent))
+    middle = corner + (extent - 1) / 2
     matrix = np.eye(n)
     if rng.random() < settings.probability:
         angle = np.radians(rng.uniform(-settings.rotation_degrees, settings.rotation_degrees))

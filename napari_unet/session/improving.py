@@ -107,7 +107,7 @@ class FineTuneRun:
         )
         self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
         # The snapshot: later strokes belong to the next fine-tune.
-        self._taken = [(s.scan, s.annotation.labels.copy(), s.annotation.reviewed(), s.locked.copy()) for s in states]
+        self._lessons = [LessonHandle.of(worker.share_scan(s.scan), s.annotation, s.locked) for s in states]
         self.losses: list[float] = []
         self.last: TrainingStep | None = None
         self._job: Job | None = None
@@ -139,14 +139,10 @@ class FineTuneRun:
     def _begin(self, compute: ResolvedCompute) -> None:
         if self._over:
             return
-        lessons = [
-            LessonHandle(self._worker.share_scan(scan), labels, reviewed, locked if locked.any() else None)
-            for scan, labels, reviewed, locked in self._taken
-        ]
         base = None if self._base is None else self._worker.share_checkpoint(self._base)
         self._job = self._worker.engine.submit(
             fine_tune,
-            lessons,
+            self._lessons,
             self._settings,
             self._schema,
             compute,

@@ -1,0 +1,155 @@
+"""The Annotate dock: puts the session, the layers and the panels together. It decides nothing itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QApplication, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+
+from napari_unet.compute.engine import Engine
+from napari_unet.domain.progress import Notice
+from napari_unet.qt.bridge import Bridge, guarded
+from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.panels.correct import CorrectPanel
+from napari_unet.qt.panels.finish import FinishPanel
+from napari_unet.qt.panels.improve import ImprovePanel
+from napari_unet.qt.panels.parts import line
+from napari_unet.qt.panels.propose import ProposePanel
+from napari_unet.qt.panels.scan import ScanPanel
+from napari_unet.session.session import Session
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+#: Names a folder for the project instead of the user's data folder.
+PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
+
+
+def default_project() -> Path:
+    """Return the folder where checkpoints and labels are kept unless a project is opened."""
+    from platformdirs import user_data_dir
+
+    return Path(os.environ.get(PROJECT_VARIABLE) or Path(user_data_dir("napari-unet")) / "project")
+
+
+class AnnotateWidget(QWidget):
+    """The journey from scan to mask, in one dock.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        Given by napari, which knows this name.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.setObjectName("napari-unet-annotate")
+        self._closed = False
+        viewer = napari_viewer
+        self.engine = Engine(wake=self._wake)
+        self.session = Session(self.engine, default_project())
+        keys: dict[str, Callable[[], None]] = {
+            "P": self._guard(self.session.propose),
+            "F": self._guard(lambda: self.improve.start()),
+            "Enter": self._guard(lambda: self.correct.accept_visible()),
+        }
+        self._viewer = viewer
+        self._notice = line("", "Messages")
+        self.binder = LayerBinder(viewer, self.session, self.say, keys)
+        self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
+        self.scan = ScanPanel(self.session)
+        self.propose = ProposePanel(self.session, self._guard)
+        self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
+        self.improve = ImprovePanel(self.session, self._guard)
+        self.finish = FinishPanel(self.session, self._guard, self.say)
+        self._lay_out()
+        self.session.notified.connect(self._show_notice)
+        for key, action in keys.items():
+            viewer.bind_key(key, lambda _, act=action: act(), overwrite=True)
+        viewer.dims.events.current_step.connect(self._slice_moved)
+        application = QApplication.instance()
+        assert application is not None
+        application.aboutToQuit.connect(self.shut_down)
+        window = getattr(viewer, "window", None)
+        if window is not None:
+            window._qt_window.installEventFilter(self)
+        self.session.start()
+
+    def say(self, message: str) -> None:
+        """Show one sentence to the person."""
+        self._notice.setText(message)
+        self._notice.show()
+
+    def shut_down(self) -> None:
+        """Stop the work and save what is unsaved; called when the window closes, and safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._bridge.close()
+        self.binder.close()
+        self._viewer.dims.events.current_step.disconnect(self._slice_moved)
+        self.session.close()
+
+    def eventFilter(self, watched: Any, event: QEvent) -> bool:
+        """Shut down when napari's window closes: napari does not tell its docks."""
+        if event.type() == QEvent.Type.Close and event.isAccepted():
+            self.shut_down()
+        return False
+
+    def closeEvent(self, event: Any) -> None:
+        """Shut down with the dock."""
+        self.shut_down()
+        super().closeEvent(event)
+
+    def _wake(self) -> None:
+        bridge = getattr(self, "_bridge", None)
+        if bridge is not None:
+            bridge.wake()
+
+    def _guard(self, action: Callable[..., Any]) -> Callable[..., None]:
+        return guarded(self.say, action)
+
+    def _show_notice(self, notice: Notice) -> None:
+        self.say(notice.message)
+
+    def _slice_moved(self, event: object = None) -> None:
+        self.correct.ribbon.update()
+
+    def _go_to(self, index: int) -> None:
+        state = self.session.active
+        if state is not None and state.scan.slice_axis is not None:
+            offset = self._viewer.dims.ndim - 3
+            layer = self.binder.image_layer(state)
+            if layer is None:
+                return
+            point = [0.0] * 3
+            point[state.scan.slice_axis] = index
+            world = layer.data_to_world(point)[state.scan.slice_axis]
+            self._viewer.dims.set_point(offset + state.scan.slice_axis, world)
+
+    def _lay_out(self) -> None:
+        content = QWidget()
+        column = QVBoxLayout(content)
+        column.setContentsMargins(4, 4, 4, 4)
+        column.setSpacing(6)
+        self._notice.setStyleSheet("background: #2d4a5e; color: white; padding: 5px; border-radius: 3px;")
+        self._notice.hide()
+        for widget in (self._notice, self.scan, self.propose, self.correct, self.improve, self.finish):
+            column.addWidget(widget)
+        caution = QLabel("For research use only.")
+        caution.setStyleSheet("color: gray;")
+        column.addWidget(caution)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidget(content)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(scroll)
+        self.setMinimumWidth(340)

@@ -1,0 +1,1 @@
+"""The panels of the Annotate dock, one part of the journey each: they show state and send intentions."""

@@ -1,0 +1,45 @@
+"""Masks out of the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qtpy.QtWidgets import QFileDialog
+
+from napari_unet.domain.errors import SessionError
+from napari_unet.io.writers import mask_suffix
+from napari_unet.qt.panels.parts import Panel, button
+from napari_unet.session.session import Session
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class FinishPanel(Panel):
+    """Export the mask of the active scan on its acquired grid."""
+
+    def __init__(self, session: Session, guard: Guard, say: Callable[[str], None]) -> None:
+        super().__init__("Finish")
+        self._session, self._say = session, say
+        self.export = button("Export mask...", "Write the mask where viewers find it in place.", guard(self._ask))
+        self.row(self.export)
+
+    def export_to(self, path: Path) -> None:
+        """Write the active scan's mask."""
+        state = self._session.active
+        if state is None:
+            raise SessionError("No scan is open, so there is no mask to export.")
+        self._session.export_mask(state, path)
+        self._say(f"The mask was written to {path.name} and read back correctly.")
+
+    def _ask(self) -> None:
+        state = self._session.active
+        if state is None:
+            raise SessionError("No scan is open, so there is no mask to export.")
+        suffix = mask_suffix(None, state.scan)
+        suggestion = f"{state.stem}-mask{suffix}"
+        path, _ = QFileDialog.getSaveFileName(
+            self, "Export mask", suggestion, f"Masks (*{suffix});;NIfTI (*.nii.gz);;TIFF (*.tif);;PNG (*.png)"
+        )
+        if path:
+            self.export_to(Path(path))

@@ -1,0 +1,93 @@
+"""Fine-tune in the background, then the verdict: use the new model or keep the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from magicgui.widgets import SpinBox
+from qtpy.QtWidgets import QLabel
+
+from napari_unet.qt.panels.curve import LossCurve
+from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.session.session import Session
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class ImprovePanel(Panel):
+    """The Fine-tune button, its progress, and the verdict."""
+
+    def __init__(self, session: Session, guard: Guard) -> None:
+        super().__init__("Improve")
+        self._session = session
+        self._said = line("", "What can be learnt from")
+        self.body.addWidget(self._said)
+        self.seconds = SpinBox(
+            value=60, min=5, max=86_400, step=5, tooltip="How long a fine-tune may take, in seconds."
+        )
+        self.seconds.native.setSuffix(" s")
+        self.seconds.native.setAccessibleName("Seconds for a fine-tune")
+        self.button = button(
+            "Fine-tune", "Learn from everything accepted and painted so far, in the background.", guard(self.start), "F"
+        )
+        self.row(self.button, QLabel("for"), self.seconds.native)
+        self.bar = WorkBar("the fine-tune", guard(session.cancel_training))
+        self.curve = LossCurve()
+        self.body.addWidget(self.bar)
+        self.body.addWidget(self.curve)
+        self.verdict = line("", "Verdict on the new model")
+        self.use = button("Use", "Propose with the new model from now on.", guard(session.use_new_model))
+        self.keep = button(
+            "Keep the old", "Stay with the model in use; the new one stays in the list.", guard(session.keep_old_model)
+        )
+        self.body.addWidget(self.verdict)
+        self.row(self.use, self.keep)
+        for signal in (
+            session.active_changed,
+            session.acceptance_changed,
+            session.labels_changed,
+            session.model_changed,
+        ):
+            signal.connect(lambda *_: self._count())
+        session.training_changed.connect(self._show_run)
+        session.verdict_changed.connect(self._show_verdict)
+        self._count()
+        self._show_run()
+        self._show_verdict()
+
+    def start(self) -> None:
+        """Fine-tune for as long as the box says."""
+        self._session.fine_tune(float(self.seconds.value))
+
+    def _count(self) -> None:
+        accepted = sum(state.n_accepted for state in self._session.scans)
+        scans = sum(bool(state.n_accepted) for state in self._session.scans)
+        if accepted:
+            text = f"{accepted} slice{'s' if accepted != 1 else ''} accepted in {scans} scan{'s' if scans != 1 else ''}"
+        else:
+            text = "Accept a slice or two, then press Fine-tune: the model learns from them."
+        self._said.setText(text)
+
+    def _show_run(self) -> None:
+        run = self._session.training
+        running = run is not None and not run.is_over
+        self.button.setEnabled(not running)
+        self.curve.setVisible(running)
+        if not running:
+            self.bar.hide()
+            return
+        if run.last is None:
+            self.bar.show_progress(0.0, None)
+        else:
+            self.bar.show_progress(run.last.fraction, run.last.seconds_left)
+            self.curve.show_losses(run.losses)
+
+    def _show_verdict(self) -> None:
+        verdict = self._session.verdict
+        for widget in (self.verdict, self.use, self.keep):
+            widget.setVisible(verdict is not None)
+        if verdict is not None:
+            self.verdict.setText(verdict.sentence)
+            self.use.setText(f"Use {verdict.checkpoint.card.name}")
+            old = self._session.model
+            self.keep.setText(f"Keep {old.card.name}" if old is not None else "Do not use it")

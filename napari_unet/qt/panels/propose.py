@@ -1,0 +1,74 @@
+"""Which model proposes, and the proposal under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy
+
+from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.session.models import find_task_model
+from napari_unet.session.session import Session
+
+_NONE, _FILE = "no model yet", "open a model file..."
+
+
+class ProposePanel(Panel):
+    """The model chooser and the Propose button."""
+
+    def __init__(self, session: Session, guard: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+        super().__init__("Propose")
+        self._session = session
+        self._guard = guard
+        self.model = QComboBox()
+        self.model.setAccessibleName("Model")
+        self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.model.setToolTip("The model that proposes and that Fine-tune goes on from. Earlier versions stay here.")
+        self.model.activated.connect(lambda _: guard(self._choose)())
+        self.button = button(
+            "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose), "P"
+        )
+        self.row(line("Model"), self.model, self.button)
+        self.bar = WorkBar("proposing", guard(session.cancel_proposal))
+        self.body.addWidget(self.bar)
+        session.model_changed.connect(self._list_models)
+        session.verdict_changed.connect(self._list_models)
+        session.proposal_changed.connect(self.refresh)
+        session.active_changed.connect(self.refresh)
+        self._list_models()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the proposal under way."""
+        run = self._session.proposal
+        if run is None or run.is_over:
+            self.bar.hide()
+        else:
+            self.bar.show_progress(run.progress.fraction, run.progress.seconds_left)
+        self.button.setEnabled(self._session.active is not None)
+
+    def _list_models(self) -> None:
+        self.model.clear()
+        kept = self._session.kept_models()
+        model = self._session.model
+        self.model.addItems([_NONE, *reversed(kept)])
+        name = _NONE if model is None else model.card.name
+        if model is not None and name not in kept:
+            self.model.addItem(name)
+        self.model.addItem(_FILE)
+        self.model.setCurrentText(name)
+
+    def _choose(self) -> None:
+        choice = self.model.currentText()
+        try:
+            if choice == _FILE:
+                path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", "Models (*.safetensors)")
+                if path:
+                    self._session.use_model(find_task_model(str(Path(path))))
+            elif choice == _NONE:
+                self._session.use_model(None)
+            elif choice in self._session.kept_models():
+                self._session.use_kept_model(choice)
+        finally:
+            self._list_models()
