@@ -25,12 +25,11 @@ class ImprovePanel(Panel):
         self.seconds = SpinBox(
             value=60, min=5, max=86_400, step=5, tooltip="How long a fine-tune may take, in seconds."
         )
-        self.seconds.native.setSuffix(" s")
         self.seconds.native.setAccessibleName("Seconds for a fine-tune")
         self.button = button(
             "Fine-tune", "Learn from everything accepted and painted so far, in the background.", guard(self.start), "F"
         )
-        self.row(self.button, QLabel("for"), self.seconds.native)
+        self.row(self.button, QLabel("for"), self.seconds.native, QLabel("s"))
         self.bar = WorkBar("the fine-tune", guard(session.cancel_training))
         self.curve = LossCurve()
         self.body.addWidget(self.bar)
