@@ -6,7 +6,9 @@ import logging
 import logging.handlers
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,13 +32,64 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def _app():
-    """Return the command line with the commands that start the window added."""
+def _app() -> Callable[..., Any]:
+    """Return the command line with the two commands that may open the window added."""
+    from typing import Annotated
 
+    import typer
 
     from napari_unet.cli.app import app
 
+    if not any(command.name == "open" for command in app.registered_commands):
+        app.command("open")(_open)
+        app.command("demo")(_demo)
+    _open.__annotations__["paths"] = Annotated[list[Path] | None, typer.Argument(help="Scans to load.")]
     return app
+
+
+def _open(paths: list[Path] | None = None) -> None:
+    """Open the window with the plugin docked and the scans loaded (also without any command)."""
+    from napari_unet.domain.errors import ScanError
+    from napari_unet.io.registry import read_scan
+
+    for path in paths or ():
+        if not path.exists():
+            raise ScanError(f"There is no file or folder {path}.")
+    scans = [read_scan(path) for path in paths or ()]
+    _require_display()
+    from napari_unet.qt.start import open_window
+
+    open_window(scans)
+
+
+def _demo(headless: bool = False, out: Path = Path("demo-output")) -> None:
+    """Run the main job on computed sample data: propose, correct, fine-tune, propose again."""
+    if not headless and _has_display():
+        from napari_unet.qt.start import open_demo
+
+        open_demo()
+        return
+    from napari_unet.cli.output import say
+    from napari_unet.session.demo import run_demo
+
+    report = run_demo(out, say)
+    say(f"The report with pictures: {report}")
+
+
+def _has_display() -> bool:
+    if sys.platform != "linux":
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _require_display() -> None:
+    from napari_unet.domain.errors import SessionError
+
+    if not _has_display():
+        raise SessionError(
+            "There is no display to open the window on: use the commands that need none (napari-unet --help), or "
+            "napari-unet demo --headless."
+        )
 
 
 def _log_file() -> Path:

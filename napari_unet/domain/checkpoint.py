@@ -49,7 +49,8 @@ class Checkpoint:
         """Hash of the weights; equal weights have an equal identifier."""
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(self.weights):
-            array = np.ascontiguousarray(self.weights[name])
+            # Not ascontiguousarray, which makes a scalar (BatchNorm's counter) an array of one.
+            array = np.asarray(self.weights[name], order="C")
             digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()

@@ -45,6 +45,9 @@ class PreparationSettings(_Frozen):
     clip_percentiles: tuple[float, float] | None = Field(
         (0.5, 99.5), description="Intensities outside these percentiles are clipped first"
     )
+    window: tuple[float, float] | None = Field(
+        None, description="Fixed intensities that become -2 and 2 (CT); replaces clipping and normalisation"
+    )
     colour: Literal["grey", "rgb"] = Field("grey", description="Colour pictures as luminance or as three channels")
 
 
@@ -66,7 +69,7 @@ class TrainingSettings(_Frozen):
     """The one training loop and the fine-tuning policy around it."""
 
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = Field(2e-3, gt=0, le=1)
+    learning_rate: float = Field(6e-3, gt=0, le=1)
     weight_decay: float = Field(1e-2, ge=0, le=1)
     schedule: Literal["poly", "constant"] = Field("poly", description="Decay of the rate over the budget")
     warmup_steps: int = Field(20, ge=0, le=10_000)

@@ -57,6 +57,7 @@ def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | Non
         Plane on screen; None: from the start, in order.
     """
     n_slices, height, width = shape
+    first = None if first is None else int(np.clip(first, 0, n_slices - 1))
     if settings.network.dimensions == 2:
         depth = int(np.clip(_SLAB_PIXELS // (height * width), 1, 16))
     else:
@@ -175,7 +176,9 @@ def _tile_shape(spatial: tuple[int, ...], settings: InferenceSettings, divisor: 
         while np.prod(wished) > _TILE_VOXELS[len(spatial)]:
             longest = int(np.argmax(wished))
             wished = tuple(-(-w // 2) if i == longest else w for i, w in enumerate(wished))
-    return tuple(-(-min(w, s) // d) * d for w, s, d in zip(wished, spatial, divisor, strict=True))
+    tile = tuple(-(-min(w, s) // d) * d for w, s, d in zip(wished, spatial, divisor, strict=True))
+    # A single deepest feature has no deviation to normalise by.
+    return tuple(2 * d for d in divisor) if tile == divisor else tile
 
 
 def _starts(size: int, tile: int, overlap: float) -> list[int]:

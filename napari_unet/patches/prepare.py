@@ -48,6 +48,10 @@ def n_input_channels(scan: Scan, settings: PreparationSettings) -> int:
 
 def _normalise(channel: NDArray, settings: PreparationSettings) -> NDArray[np.float32]:
     values = np.ascontiguousarray(channel, np.float32)
+    if settings.window is not None:
+        low, high = settings.window
+        # Width 4, as of a normal distribution's bulk, so that augmentation in standard deviations stays in proportion.
+        return (np.clip(values, low, high) - np.float32((low + high) / 2)) * np.float32(4 / (high - low))
     if settings.clip_percentiles is not None:
         step = max(1, values.size // _PERCENTILE_SAMPLE)
         low, high = np.percentile(values.reshape(-1)[::step], settings.clip_percentiles)

@@ -14,10 +14,11 @@ import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
+from qtpy.QtCore import QTimer
 
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, placement, scan_of_layer
+from napari_unet.qt.layer_data import image_arguments, placement, scan_of_layer
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
 
@@ -105,6 +106,8 @@ class LayerBinder:
             self._bind(state, layer)
         finally:
             self._busy = False
+        # napari selects a layer only after everyone has heard of its insertion; the labels shall have the last word.
+        QTimer.singleShot(0, self._show_active)
         if state.scan.slice_axis:
             others = [i for i in range(3) if i != state.scan.slice_axis]
             self._viewer.dims.order = (state.scan.slice_axis, *others)

@@ -206,7 +206,8 @@ def settings_for(folder: TrainingFolder, base: Checkpoint | None, preset: str, v
 
     n_classes = len(folder.schema.classes)
     if base is None:
-        return plan([item.scan for item in folder.teaching], n_classes, preset).with_values(values)
+        scans, labels = [item.scan for item in folder.teaching], [item.labels for item in folder.teaching]
+        return plan(scans, n_classes, preset, labels).with_values(values)
     if base.card.settings.network.out_channels != n_classes + 1:
         raise ModelError(
             f"The model knows {base.card.settings.network.out_channels - 1} classes and the masks hold {n_classes}: "

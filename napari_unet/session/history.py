@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from napari_unet.domain.annotation import Correction
 
 
@@ -14,11 +16,6 @@ class Step:
     kind: str
     corrections: list[Correction] = field(default_factory=list)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it would change nothing."""
-        return all(c.is_empty for c in self.corrections)
-
 
 class History:
     """Steps done and undone. It decides which correction comes next; applying it is the session's."""
@@ -27,22 +24,29 @@ class History:
         self._done: list[Step] = []
         self._undone: list[Step] = []
 
-    def begin(self, kind: str) -> Step:
-        """Open a new step, to which corrections are added as they are made."""
-        step = Step(kind)
-        self._done.append(step)
-        self._undone.clear()
-        return step
-
     def add(self, correction: Correction) -> None:
-        """Record a step of one correction."""
+        """Record what the person did, as a step of one correction; what was undone before is forgotten."""
         if not correction.is_empty:
-            self.begin(correction.kind).corrections.append(correction)
+            self._undone.clear()
+            self._done.append(Step(correction.kind, [correction]))
+
+    def extend(self, step: Step, correction: Correction) -> None:
+        """Record what the machine did, in a step that may go on while the person paints.
+
+        The step takes its place with its first correction. What was undone can be done again as long as this
+        changed nothing beneath it.
+        """
+        if correction.is_empty:
+            return
+        if any(_touches(correction, undone) for later in self._undone for undone in later.corrections):
+            self._undone.clear()
+        if not step.corrections:
+            self._done.append(step)
+        step.corrections.append(correction)
 
     @property
     def next_undo(self) -> Step | None:
         """The step an undo would take back."""
-        self._drop_empty()
         return self._done[-1] if self._done else None
 
     @property
@@ -52,7 +56,6 @@ class History:
 
     def undo(self) -> list[Correction]:
         """Return the corrections that take back the last step, in the order to apply them."""
-        self._drop_empty()
         if not self._done:
             return []
         step = self._done.pop()
@@ -67,6 +70,11 @@ class History:
         self._done.append(step)
         return list(step.corrections)
 
-    def _drop_empty(self) -> None:
-        while self._done and self._done[-1].is_empty:
-            self._done.pop()
+
+def _touches(new: Correction, undone: Correction) -> bool:
+    """Return whether a proposal changed voxels of an undone step, or may have changed a slice that it accepts."""
+    if undone.accepted is not None:
+        return True
+    if new.labels is None or undone.labels is None:
+        return False
+    return len(np.intersect1d(new.labels.indices, undone.labels.indices)) > 0

@@ -97,7 +97,11 @@ class FineTuneRun:
             raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
         for state in states:
             state.lock_some()
-        settings = base.card.settings if base else plan([s.scan for s in states], len(schema.classes))
+        settings = (
+            base.card.settings
+            if base
+            else plan([s.scan for s in states], len(schema.classes), labels=[s.annotation.labels for s in states])
+        )
         self._settings = settings.with_values(
             {
                 "training.budget_seconds": budget_seconds,

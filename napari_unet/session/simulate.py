@@ -206,7 +206,8 @@ class Simulator:
         )
 
     def _plan(self, group: Group) -> ModelSettings:
-        return self._adjust(plan([item.scan for item in group], len(self._schema.classes)))
+        scans, labels = [item.scan for item in group], [item.labels for item in group]
+        return self._adjust(plan(scans, len(self._schema.classes), labels=labels))
 
     def _test(self, model: Checkpoint | None, name: str) -> float | None:
         group = self._load(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,12 +18,18 @@ _CARD = "napari_unet_card"
 _FORMAT_VERSION = 1
 
 
+def _seal(card: str, identifier: str) -> str:
+    """Return a hash over card and weights, so that a damaged card shows as damaged weights do."""
+    return hashlib.blake2b(f"{identifier}{card}".encode(), digest_size=16).hexdigest()
+
+
 def to_bytes(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as the bytes of its file."""
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(array) for name, array in checkpoint.weights.items()}
-    return save(tensors, metadata={_CARD: checkpoint.card.model_dump_json(), "id": checkpoint.id})
+    tensors = {name: np.asarray(array, order="C") for name, array in checkpoint.weights.items()}
+    card = checkpoint.card.model_dump_json()
+    return save(tensors, metadata={_CARD: card, "seal": _seal(card, checkpoint.id)})
 
 
 def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
@@ -38,7 +45,8 @@ def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
     Raises
     ------
     ModelError
-        Not safetensors (such as a pickle), no card of ours, a newer format, or weights whose hash is not the card's.
+        Not safetensors (such as a pickle), no card of ours, a newer format, or a card and weights whose hash is not
+        the one written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -50,7 +58,7 @@ def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
     try:
         weights = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{name} is not a readable model file (safetensors): it is damaged or of another kind."
         ) from error
@@ -62,9 +70,9 @@ def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
         if raw.get("format_version", 0) > _FORMAT_VERSION:
             raise ModelError(f"{name} was written by a newer napari-unet: update the program to use it.")
         checkpoint = Checkpoint(weights, ModelCard.model_validate(raw))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"The card of {name} cannot be understood: the file is damaged.") from error
-    if metadata.get("id") != checkpoint.id:
+    if metadata.get("seal") != _seal(metadata[_CARD], checkpoint.id):
         raise ModelError(f"The weights of {name} are not those its card was written for: the file is damaged.")
     return checkpoint
 

@@ -92,7 +92,7 @@ def prepare_lesson(lesson: Lesson, settings: ModelSettings, schema: LabelSchema)
     Raises
     ------
     TrainingError
-        The scan's channels do not fit the network.
+        The scan's channels do not fit the network, or a reviewed label has no class.
     """
     scan = lesson.scan
     if n_input_channels(scan, settings.preparation) != settings.network.in_channels:
@@ -100,6 +100,7 @@ def prepare_lesson(lesson: Lesson, settings: ModelSettings, schema: LabelSchema)
             f"The model takes {settings.network.in_channels} channels and a scan has {scan.n_channels}: "
             "train on scans of one kind."
         )
+    _refuse_unknown_labels(lesson, schema)
     image = torch.from_numpy(prepare(scan, settings.preparation))
     labels = torch.from_numpy(to_network_classes(np.ascontiguousarray(scan.to_planes(lesson.labels)), schema))
     reviewed = None if lesson.reviewed is None else scan.to_planes(lesson.reviewed).copy()
@@ -107,6 +108,28 @@ def prepare_lesson(lesson: Lesson, settings: ModelSettings, schema: LabelSchema)
         reviewed = np.ones(labels.shape, bool) if reviewed is None else reviewed
         reviewed[lesson.locked] = False
     return Example(image, labels, None if reviewed is None else torch.from_numpy(reviewed))
+
+
+def _refuse_unknown_labels(lesson: Lesson, schema: LabelSchema) -> None:
+    """Refuse labels without a class: taught as background, they would be unlearnt without a word."""
+    odd = np.ones(max(int(lesson.labels.max(initial=0)), *schema.ids) + 1, bool)
+    odd[[0, *schema.ids]] = False
+    found = odd[lesson.labels]
+    if lesson.reviewed is not None:
+        found &= lesson.reviewed
+    if found.any():
+        values = ", ".join(str(value) for value in np.unique(lesson.labels[found]))
+        raise TrainingError(f"Voxels are labelled {values}, which is no class: add the class, or erase them.")
+
+
+def _check_patch(patch: tuple[int, ...], network: UNet) -> None:
+    """Refuse a patch that the network cannot take; a single deepest feature has no deviation to normalise by."""
+    edges = [divmod(size, divisor) for size, divisor in zip(patch, network.divisor, strict=True)]
+    if any(rest for _, rest in edges) or all(edge == 1 for edge, _ in edges):
+        raise TrainingError(
+            f"Patches of {list(patch)} do not fit this network: set training.patch_size to larger multiples of "
+            f"{list(network.divisor)}, or fewer network.strides."
+        )
 
 
 def fine_tune(
@@ -169,7 +192,8 @@ def train_examples(
     """Do the work of :func:`fine_tune` on lessons that were prepared before (``examples``, in the same order)."""
     if not any(example.usable for example in examples):
         raise TrainingError(
-            "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one, then fine-tune."
+            "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one, then "
+            "fine-tune."
         )
     network = build(settings.network, seed=settings.training.seed)
     if base is not None:
@@ -177,6 +201,7 @@ def train_examples(
     patch = settings.training.patch_size
     if patch is None:
         raise TrainingError("No patch size is set: plan the settings from the scans first.")
+    _check_patch(patch, network)
     sampler = PatchSampler(examples, patch, settings.training, settings.augmentation, settings.training.seed)
     result = yield from train(network, sampler.draw, settings.training, compute, started=started)
     verdicts = _judge(network, base, examples, lessons, settings, schema, compute)
@@ -206,39 +231,45 @@ def _judge(
     schema: LabelSchema,
     compute: ResolvedCompute,
 ) -> tuple[CaseVerdict, ...]:
-    judges = [i for i, lesson in enumerate(lessons) if lesson.locked is not None and lesson.locked.any()]
+    judges = {i: slices for i, slices in enumerate(map(_judging_slices, lessons)) if len(slices)}
     if not judges:
         return ()
+
+    def dice(model: UNet, i: int) -> float | None:
+        return _dice_on_slices(model, examples[i], judges[i], settings, schema, compute)
+
     before: dict[int, float | None] = {}
     if base is not None and base.card.steps > 0:
         old = build(settings.network, seed=0)
         load_weights(old, base.weights)
-        before = {i: _dice_on_locked(old, examples[i], lessons[i], settings, schema, compute) for i in judges}
-    return tuple(
-        CaseVerdict(
-            lessons[i].scan.fingerprint,
-            before.get(i),
-            _dice_on_locked(network, examples[i], lessons[i], settings, schema, compute),
-        )
-        for i in judges
-    )
+        before = {i: dice(old, i) for i in judges}
+    return tuple(CaseVerdict(lessons[i].scan.fingerprint, before.get(i), dice(network, i)) for i in judges)
 
 
-def _dice_on_locked(
+def _judging_slices(lesson: Lesson) -> NDArray[np.int64]:
+    """Return the locked slices that are truth: one that was reopened may hold a mere proposal."""
+    if lesson.locked is None:
+        return np.zeros(0, np.int64)
+    if lesson.reviewed is None:
+        return np.flatnonzero(lesson.locked)
+    return np.flatnonzero(lesson.locked & lesson.scan.to_planes(lesson.reviewed).all(axis=(1, 2)))
+
+
+def _dice_on_slices(
     network: UNet,
     example: Example,
-    lesson: Lesson,
+    slices: NDArray[np.int64],
     settings: ModelSettings,
     schema: LabelSchema,
     compute: ResolvedCompute,
 ) -> float | None:
-    assert lesson.locked is not None
     image = example.image.numpy()
-    slabs = [s for s in plan_slabs(image.shape[1:], settings) if lesson.locked[s.start : s.stop].any()]
+    judging = np.isin(np.arange(image.shape[1]), slices)
+    slabs = [s for s in plan_slabs(image.shape[1:], settings) if judging[s.start : s.stop].any()]
     predictions, truths = [], []
     for result in predict(network, image, settings, compute, slabs):
         for offset, index in enumerate(range(result.slab.start, result.slab.stop)):
-            if lesson.locked[index]:
+            if judging[index]:
                 predictions.append(result.classes[offset])
                 truths.append(example.labels[index].numpy())
     return pooled_dice(predictions, truths, len(schema.classes))

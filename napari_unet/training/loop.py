@@ -20,6 +20,11 @@ from napari_unet.training.losses import masked_cross_entropy, masked_soft_dice
 
 _log = logging.getLogger(__name__)
 
+_DIVERGED = (
+    "Training was stopped because the loss is no longer a number; the model is unchanged. Lower "
+    "training.learning_rate and try again."
+)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -83,8 +88,10 @@ def train(
     Raises
     ------
     TrainingError
-        The loss is no longer finite.
+        Neither steps nor seconds are limited, or the loss or the weights are no longer finite.
     """
+    if settings.steps is None and settings.budget_seconds is None:
+        raise TrainingError("Training would never end: set training.steps or training.budget_seconds.")
     started = time.perf_counter() if started is None else started
     network.to(compute.device).train()
     optimiser = _optimiser(network, settings)
@@ -102,15 +109,15 @@ def train(
         if average is not None:
             average.update(step)
         if not math.isfinite(loss):
-            raise TrainingError(
-                "Training was stopped because the loss is no longer a number; the model is unchanged. Lower "
-                "training.learning_rate and try again."
-            )
+            raise TrainingError(_DIVERGED)
         smoothed = loss if step == 1 else 0.95 * smoothed + 0.05 * loss
         fraction, left = _used(settings, step, time.perf_counter() - started)
         yield TrainingStep(step, smoothed, min(fraction, 1.0), left)
     if average is not None:
         average.copy_to_network()
+    # The last step's own damage shows in no loss.
+    if not all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+        raise TrainingError(_DIVERGED)
     network.eval()
     seconds = time.perf_counter() - started
     _log.info("trained %d steps in %.1f s, loss %.4f", step, seconds, smoothed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_unet.domain.errors import SettingsError, TrainingError
 from napari_unet.domain.scan import Scan
@@ -28,9 +29,14 @@ _LARGEST_PATCH = 192
 _LARGEST_BATCH = 16
 # The deepest features keep at least so many voxels along each side.
 _SMALLEST_FEATURE_EDGE = 4
+# Values this low are Hounsfield units of air.
+_AIR_HU = -800.0
+_FEWEST_WINDOW_VOXELS = 50
 
 
-def plan(scans: Sequence[Scan], n_classes: int, preset: str = "default") -> ModelSettings:
+def plan(
+    scans: Sequence[Scan], n_classes: int, preset: str = "default", labels: Sequence[NDArray] | None = None
+) -> ModelSettings:
     """Return settings that fit these scans.
 
     Parameters
@@ -41,6 +47,8 @@ def plan(scans: Sequence[Scan], n_classes: int, preset: str = "default") -> Mode
         Foreground classes.
     preset : {"default", "classic"}
         ``classic`` is the 2015 recipe: 64 features, four levels, Adam 1e-4.
+    labels : sequence of array, optional
+        Known labels of each scan, over its spatial axes. In CT they choose the window of intensities.
 
     Returns
     -------
@@ -56,11 +64,14 @@ def plan(scans: Sequence[Scan], n_classes: int, preset: str = "default") -> Mode
     if preset not in PRESETS:
         raise SettingsError(f"There is no preset {preset!r}; the presets are: {', '.join(PRESETS)}.")
     coloured = sum(scan.is_rgb for scan in scans)
-    preparation = PreparationSettings(colour="rgb" if coloured * 2 > len(scans) else "grey")
+    preparation = PreparationSettings(
+        colour="rgb" if coloured * 2 > len(scans) else "grey", window=_ct_window(scans, labels or ())
+    )
     plain = {scan.n_channels for scan in scans if not scan.is_rgb}
     if len(plain) > 1:
         raise TrainingError(
-            f"The scans have different numbers of channels ({', '.join(map(str, sorted(plain)))}): train on scans of one kind."
+            f"The scans have different numbers of channels ({', '.join(map(str, sorted(plain)))}): train on scans of one "
+            "kind."
         )
     channels = 3 if preparation.colour == "rgb" else max(plain, default=1)
     shapes = np.array([scan.to_planes(np.broadcast_to(np.uint8(0), scan.spatial_shape)).shape for scan in scans])
@@ -86,6 +97,23 @@ def plan(scans: Sequence[Scan], n_classes: int, preset: str = "default") -> Mode
         training=TrainingSettings(patch_size=patch, batch_size=batch),
     )
     return settings if preset == "default" else _classic(settings)
+
+
+def _ct_window(scans: Sequence[Scan], labels: Sequence[NDArray]) -> tuple[float, float] | None:
+    """Return the window around the foreground's Hounsfield units (nnU-Net's CT normalisation); None if not CT.
+
+    Whole-scan statistics would spend nearly all contrast on the step from air to tissue.
+    """
+    if not all(scan.modality == "CT" or float(scan.data.min()) <= _AIR_HU for scan in scans):
+        return None
+    samples = [scan.data[mask > 0][::7] for scan, mask in zip(scans, labels, strict=False)]
+    values = np.concatenate([s.ravel() for s in samples]) if samples else np.empty(0)
+    if values.size < _FEWEST_WINDOW_VOXELS:
+        return None
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    # A margin shows what borders on the organ.
+    margin = max(50.0, 0.25 * (high - low))
+    return round(low - margin, 1), round(high + margin, 1)
 
 
 def _classic(settings: ModelSettings) -> ModelSettings:

@@ -1,0 +1,40 @@
+"""Starts napari with the Annotate dock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from napari_unet.domain.scan import Scan
+
+
+def open_window(scans: Sequence[Scan]) -> None:
+    """Open the window with scans loaded; returns when it is closed."""
+    import napari
+
+    viewer = napari.Viewer(title="napari-unet")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
+    for scan in scans:
+        widget.session.add_scan(scan)
+    napari.run()
+
+
+def open_demo() -> None:
+    """Open the window with two computed patients, the first outlined, and say what to do next."""
+    import napari
+
+    from napari_unet.io.samples import ct_phantom
+
+    viewer = napari.Viewer(title="napari-unet demo")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
+    first, truth, schema = ct_phantom(1, "thick")
+    second, _, _ = ct_phantom(4, "thick")
+    session = widget.session
+    session.set_schema(schema)
+    outlined = session.add_scan(first, truth)
+    session.add_scan(second)
+    session.activate(outlined)
+    widget.say(
+        "scan 1 is outlined already: press Accept scan, then Fine-tune. Use the new model, select scan 2 and press "
+        "Propose. Correct what is wrong with the brush, accept, and fine-tune again."
+    )
+    napari.run()
