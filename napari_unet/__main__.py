@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,18 +99,33 @@ def _log_file() -> Path:
     return Path(user_log_dir("napari-unet")) / "napari-unet.log"
 
 
+class _PrivateFormatter(logging.Formatter):
+    """Writes of an error where it arose and its kind, never its message: that may hold a path, and so a name."""
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback of an error and of what led to it, without messages."""
+        lines, error = [], ei[1]
+        while error is not None:
+            lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__module__}.{type(error).__qualname__}"]
+            error = error.__cause__ or error.__context__
+        return "\n".join(line.rstrip() for line in lines)
+
+
 def _log_to_file() -> None:
     """Write the log to a rotating file; where that is not possible, go on without one."""
     root = logging.getLogger("napari_unet")
+    for handler in [h for h in root.handlers if isinstance(h.formatter, _PrivateFormatter)]:
+        root.removeHandler(handler)
+        handler.close()
     root.setLevel(logging.INFO)
     root.propagate = False
     try:
         path = _log_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler: logging.Handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, delay=True)
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, delay=True)
     except OSError:
         handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"))
+    handler.setFormatter(_PrivateFormatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"))
     root.addHandler(handler)
 
 

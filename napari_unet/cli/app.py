@@ -134,15 +134,17 @@ def fine_tune(
 ) -> None:
     """Train on pairs of images and masks."""
     from napari_unet.cli.training import run_fine_tune
+    from napari_unet.domain.settings import TrainingSettings
 
     if unlabelled is not None:
         o.not_there_yet("--unlabelled")
     if compute is not None:
         o.not_there_yet("--compute")
-    values = o.parse_settings(set_)
-    if budget_seconds is not None or steps is not None:
-        values |= {"training.budget_seconds": budget_seconds, "training.steps": steps}
-    values["training.seed"] = seed
+    if budget_seconds is None and steps is None:
+        # Not the starting model's: that was the budget of its own training.
+        budget_seconds = TrainingSettings().budget_seconds
+    values = {"training.budget_seconds": budget_seconds, "training.steps": steps, "training.seed": seed}
+    values |= o.parse_settings(set_)
     result = run_fine_tune(
         images,
         masks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def run_fine_tune(
     base = find_model(model)
     folder = load_training_folder(images, masks, rule, group_by=group_by, exclude=exclude, max_side=max_side, seed=seed)
     settings = settings_for(folder, base, preset, values)
+    _refuse_unwritable(out)
     torch.set_num_threads(compute.threads)
     say(f"learning from {len(folder.teaching)} scans, judging on {len(folder.judging)}")
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
@@ -53,10 +55,19 @@ def run_fine_tune(
     write_checkpoint(outcome.checkpoint, out)
     defined = [v.after for v in outcome.verdicts if v.after is not None]
     dice = float(np.mean(defined)) if defined else None
-    say(
-        f"wrote {out}: {outcome.steps} steps in {outcome.seconds:.0f} s, validation Dice {'-' if dice is None else f'{dice:.3f}'}"
-    )
+    figure = "-" if dice is None else f"{dice:.3f}"
+    say(f"wrote {out}: {outcome.steps} steps in {outcome.seconds:.0f} s, validation Dice {figure}")
     return {"validation_dice": dice, "steps": outcome.steps, "seconds": round(outcome.seconds, 3), "out": str(out)}
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Find out before an hour of training, not after."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"The folder {out.parent} cannot be made: {error.strerror}.") from error
+    if not os.access(out.parent, os.W_OK):
+        raise ExportError(f"Nothing can be written to {out.parent}: choose another place with --out.")
 
 
 def _follow(job: Any) -> FineTuned:

@@ -132,6 +132,13 @@ class Annotation:
             return (Ellipsis,)
         return (slice(None),) * self.slice_axis + (slices,)
 
+    def flat_indices(self, mask: NDArray[np.bool_], first_slice: int) -> NDArray[np.int64]:
+        """Return the flat (C order) indices of a mask over some consecutive slices, beginning at ``first_slice``."""
+        found = list(np.nonzero(mask))
+        if self.slice_axis is not None:
+            found[self.slice_axis] += first_slice
+        return np.ravel_multi_index(found, self.labels.shape)
+
     def reviewed(self) -> NDArray[np.bool_]:
         """Return the mask of voxels that count as truth, shape of ``labels``."""
         mask = self.painted.copy()

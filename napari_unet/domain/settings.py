@@ -122,7 +122,9 @@ class ModelSettings(_Frozen):
         ):
             if sizes is not None and (len(sizes) != n or min(sizes) < 1):
                 raise ValueError(f"{key} wants {n} whole numbers above 0 for a {n}D network, not {list(sizes)}")
-        clip = self.preparation.clip_percentiles
+        clip, window = self.preparation.clip_percentiles, self.preparation.window
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"preparation.window wants two rising numbers, not {list(window)}")
         if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
             raise ValueError(f"preparation.clip_percentiles wants two rising numbers from 0 to 100, not {list(clip)}")
         return self

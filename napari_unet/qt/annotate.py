@@ -52,14 +52,16 @@ class AnnotateWidget(QWidget):
         viewer = napari_viewer
         self.engine = Engine(wake=self._wake)
         self.session = Session(self.engine, default_project())
-        keys: dict[str, Callable[[], None]] = {
+        self._keys: dict[str, Callable[[], None]] = {
             "P": self._guard(self.session.propose),
             "F": self._guard(lambda: self.improve.start()),
-            "Enter": self._guard(lambda: self.correct.accept_visible()),
+            "Enter": self._guard(self._enter),
+            "Control-Z": self._guard(lambda: self.binder.undo()),
+            "Control-Shift-Z": self._guard(lambda: self.binder.redo()),
         }
         self._viewer = viewer
         self._notice = line("", "Messages")
-        self.binder = LayerBinder(viewer, self.session, self.say, keys)
+        self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
         self.scan = ScanPanel(self.session)
         self.propose = ProposePanel(self.session, self._guard)
@@ -68,7 +70,7 @@ class AnnotateWidget(QWidget):
         self.finish = FinishPanel(self.session, self._guard, self.say)
         self._lay_out()
         self.session.notified.connect(self._show_notice)
-        for key, action in keys.items():
+        for key, action in self._keys.items():
             viewer.bind_key(key, lambda _, act=action: act(), overwrite=True)
         viewer.dims.events.current_step.connect(self._slice_moved)
         application = QApplication.instance()
@@ -85,20 +87,28 @@ class AnnotateWidget(QWidget):
         self._notice.show()
 
     def shut_down(self) -> None:
-        """Stop the work and save what is unsaved; called when the window closes, and safe to call twice."""
+        """Stop the work and save what is unsaved; called when dock or window closes, and safe to call twice."""
         if self._closed:
             return
         self._closed = True
         self._bridge.close()
         self.binder.close()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
+        for key in self._keys:
+            self._viewer.bind_key(key, None)
         self.session.close()
 
     def eventFilter(self, watched: Any, event: QEvent) -> bool:
-        """Shut down when napari's window closes: napari does not tell its docks."""
-        if event.type() == QEvent.Type.Close and event.isAccepted():
+        """Shut down once napari's window has closed: napari does not tell its docks, and may ask the person first."""
+        if event.type() == QEvent.Type.Hide and not event.spontaneous():
             self.shut_down()
         return False
+
+    def event(self, event: QEvent) -> bool:
+        """Shut down when the dock is closed by its cross: napari then takes the dock's widget out and keeps it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.shut_down()
+        return super().event(event)
 
     def closeEvent(self, event: Any) -> None:
         """Shut down with the dock."""
@@ -115,6 +125,10 @@ class AnnotateWidget(QWidget):
 
     def _show_notice(self, notice: Notice) -> None:
         self.say(notice.message)
+
+    def _enter(self) -> None:
+        if not self.binder.finish_polygon():
+            self.correct.accept_visible()
 
     def _slice_moved(self, event: object = None) -> None:
         self.correct.ribbon.update()

@@ -7,22 +7,26 @@ keys lead to the session's, because after a slab has streamed in napari's would 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
+from numpy.typing import NDArray
+from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.qt.layer_data import image_arguments, placement, scan_of_layer
+from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, placement, scan_of_layer
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
 
-_log = logging.getLogger(__name__)
+# Labels layers whose dock was closed: nothing records what is painted on them. A dock opened later replaces them.
+_left_behind: weakref.WeakSet[Labels] = weakref.WeakSet()
 
 
 class LayerBinder:
@@ -37,6 +41,8 @@ class LayerBinder:
     keys : dict
         Key bindings of each Labels layer, besides undo and redo: they would otherwise be napari's.
     """
+
+    tool_changed = Signal()  # brush, eraser... or class of the active Labels layer: read ``mode``, ``selected_label``
 
     def __init__(
         self,
@@ -63,7 +69,7 @@ class LayerBinder:
             self._adopt(layer)
 
     def close(self) -> None:
-        """Let go of the viewer; layers stay."""
+        """Let go of the viewer; layers stay to be looked at, but can no longer be painted on."""
         events = self._viewer.layers.events
         events.inserted.disconnect(self._layer_inserted)
         events.removed.disconnect(self._layer_removed)
@@ -71,6 +77,10 @@ class LayerBinder:
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for layer in self._labels.values():
             layer.events.paint.disconnect(self._painted)
+            for event in (layer.events.mode, layer.events.selected_label):
+                event.disconnect(self._tool_moved)
+            layer.editable = False
+            _left_behind.add(layer)
 
     def labels_layer(self, state: ScanState) -> Labels | None:
         """Return the Labels layer of a scan, if it is still there."""
@@ -85,6 +95,36 @@ class LayerBinder:
         """Whether a stroke is under way: until it ends, nothing may write into the layer."""
         return any(layer._block_history for layer in self._labels.values())
 
+    @property
+    def active_labels(self) -> Labels | None:
+        """The Labels layer of the active scan."""
+        active = self._session.active
+        return self._labels.get(active) if active is not None else None
+
+    @property
+    def mode(self) -> str:
+        """Tool of the active Labels layer, by napari's name; empty without one."""
+        layer = self.active_labels
+        return str(layer.mode) if layer is not None else ""
+
+    def finish_polygon(self) -> bool:
+        """Paint the polygon that is being drawn; returns whether there was one."""
+        layer = self.active_labels
+        if layer is None or str(layer.mode) != "polygon" or not layer._overlays["polygon"].points:
+            return False
+        layer._overlays["polygon"].add_polygon_to_labels(layer)
+        return True
+
+    def undo(self) -> None:
+        """Take back the last step on the active scan; not while the mouse draws."""
+        if self._session.active is not None and not self.drawing:
+            self._session.undo(self._session.active)
+
+    def redo(self) -> None:
+        """Do the last undone step on the active scan again; not while the mouse draws."""
+        if self._session.active is not None and not self.drawing:
+            self._session.redo(self._session.active)
+
     # -- from the session to the layers ------------------------------------------------------------------------
 
     def _add_layers(self, state: ScanState) -> None:
@@ -98,8 +138,15 @@ class LayerBinder:
                 # A file's name may be a patient's.
                 image.name = state.name
             self._images[state] = image
+            for old in [each for each in self._viewer.layers if each in _left_behind]:
+                if old.metadata.get(SCAN_KEY) is state.scan:
+                    self._viewer.layers.remove(old)
             layer = Labels(
-                state.annotation.labels.copy(), name=f"{state.name} labels", opacity=0.5, **placement(state.scan)
+                state.annotation.labels.copy(),
+                name=f"{state.name} labels",
+                opacity=0.5,
+                metadata={SCAN_KEY: state.scan},
+                **placement(state.scan),
             )
             self._labels[state] = layer
             self._viewer.add_layer(layer)
@@ -117,8 +164,8 @@ class LayerBinder:
 
     def _bind(self, state: ScanState, layer: Labels) -> None:
         layer.events.paint.connect(self._painted)
-        layer.bind_key("Control-Z", lambda _: self._session.undo(state), overwrite=True)
-        layer.bind_key("Control-Shift-Z", lambda _: self._session.redo(state), overwrite=True)
+        for event in (layer.events.mode, layer.events.selected_label):
+            event.connect(self._tool_moved)
         for key, action in self._keys.items():
             layer.bind_key(key, lambda _, act=action: act(), overwrite=True)
         self._colour(layer)
@@ -156,15 +203,16 @@ class LayerBinder:
     def _show_active(self) -> None:
         active = self._session.active
         for state, image in self._images.items():
-            shown = state is active
-            image.visible = shown
-            if state in self._labels:
-                self._labels[state].visible = shown
+            for layer in (image, self._labels.get(state)):
+                # Saying it again would make napari forget the layer's tool.
+                if layer is not None and layer.visible != (state is active):
+                    layer.visible = state is active
         if active is not None and active in self._labels:
             layer = self._labels[active]
             if self._viewer.layers.selection.active is not layer:
                 self._viewer.layers.selection.active = layer
             self._slice_moved()
+        self.tool_changed.emit()
 
     def _centre(self, state: ScanState) -> None:
         axis = state.scan.slice_axis
@@ -173,27 +221,20 @@ class LayerBinder:
 
     # -- from the layers to the session ------------------------------------------------------------------------
 
-    def _painted(self, event: object) -> None:
-        state = next((s for s, layer in self._labels.items() if layer is event.source), None)  # type: ignore[attr-defined]
+    def _tool_moved(self, event: object = None) -> None:
+        self.tool_changed.emit()
+
+    def _painted(self, event: Any) -> None:
+        """Hand a finished stroke, fill or polygon to the session."""
+        state = next((s for s, layer in self._labels.items() if layer is event.source), None)
         if state is not None:
-            self.take_stroke(state)
-
-    def take_stroke(self, state: ScanState) -> None:
-        """Hand what was painted on a scan's layer to the session."""
-        layer = self._labels[state]
-        kind = {"fill": "fill", "erase": "erase"}.get(str(layer.mode), "stroke")
-        self._session.record_edit(state, layer.data, self._editable_slices(state, layer), kind)
-
-    def _editable_slices(self, state: ScanState, layer: Labels) -> slice:
-        """Return the slices that painting may have reached: the one on screen, or all."""
-        axis = state.scan.slice_axis
-        if axis is None:
-            return slice(None)
-        flat = layer.n_edit_dimensions == 2 and self._viewer.dims.ndisplay == 2
-        if not flat or axis in self._viewer.dims.displayed:
-            return slice(None)
-        index = self.slice_on_screen(state)
-        return slice(index, index + 1)
+            layer = self._labels[state]
+            kind = {"fill": "fill", "erase": "erase"}.get(str(layer.mode), "stroke")
+            axis = state.scan.slice_axis
+            for atom in event.value:
+                _write(atom, layer.data)
+            slices = slice(None) if axis is None else _slices_of(event.value, axis)
+            self._session.record_edit(state, layer.data, slices, kind)
 
     def slice_on_screen(self, state: ScanState) -> int:
         """Return the index, along the slice axis, of the slice on screen."""
@@ -247,3 +288,31 @@ class LayerBinder:
         for state in self._session.scans:
             if layer is not None and layer in (self._images.get(state), self._labels.get(state)):
                 self._session.activate(state)
+
+
+def _write(atom: Any, data: NDArray) -> None:
+    """Write an atom of a napari history item into the labels.
+
+    Napari tells of a polygon just before it writes it; of strokes and fills afterwards, which makes this a repetition.
+    """
+    if isinstance(atom, tuple) and not hasattr(atom, "slice_key"):
+        data[atom[0]] = atom[2]
+    else:
+        data[atom.slice_key][... if atom.mask is None else atom.mask] = atom.new_value
+
+
+def _slices_of(item: Iterable[Any], axis: int) -> slice:
+    """Return the indices along an axis that the atoms of a napari history item reach.
+
+    The slice on screen would not do: people scroll in mid-stroke, and edit in three dimensions.
+    """
+    starts, stops = [], []
+    for atom in item:
+        where = (atom.slice_key if hasattr(atom, "slice_key") else atom[0])[axis]
+        if isinstance(where, slice):
+            starts.append(where.start or 0)
+            stops.append(where.stop)
+        else:
+            starts.append(int(np.min(where)))
+            stops.append(int(np.max(where)) + 1)
+    return slice(min(starts), None if None in stops else max(stops)) if starts else slice(0)

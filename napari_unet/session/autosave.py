@@ -6,6 +6,7 @@ import logging
 import threading
 from queue import SimpleQueue
 
+from napari_unet.domain.annotation import Correction
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.session.state import ScanState
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
@@ -18,15 +19,18 @@ _DELAY_SECONDS = 0.4
 class Autosave:
     """Saves marked scans in the background; errors wait for :meth:`take_error`.
 
-    The thread starts with the first mark. The snapshot of an annotation is taken by the marking thread's lock, so a
-    file never holds half a correction.
+    The thread starts with the first mark. An annotation is copied under the lock that :meth:`apply` takes, so a file
+    never holds half a correction. What could not be saved is tried again with the next change, and at the end.
     """
 
     def __init__(self, project: ProjectFolder) -> None:
         self._project = project
         self._dirty: dict[str, ScanState] = {}
         self._refused: set[str] = set()
+        self._unsaved: dict[str, ScanState] = {}
         self._changed = threading.Condition()
+        self._steady = threading.Lock()
+        self._writing = threading.Lock()
         self._closing = False
         self._thread: threading.Thread | None = None
         self._errors: SimpleQueue[NapariUnetError] = SimpleQueue()
@@ -35,11 +39,19 @@ class Autosave:
         """Never save this scan: a damaged file of it must stay as it is."""
         self._refused.add(state.scan.fingerprint)
 
+    def apply(self, state: ScanState, correction: Correction) -> None:
+        """Carry out a correction while nothing copies the annotation, and note that it has changed."""
+        with self._steady:
+            state.annotation.apply(correction)
+        self.mark(state)
+
     def mark(self, state: ScanState) -> None:
         """Note that an annotation has changed."""
         if state.scan.fingerprint in self._refused:
             return
         with self._changed:
+            self._dirty |= self._unsaved
+            self._unsaved.clear()
             self._dirty[state.scan.fingerprint] = state
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="napari-unet-autosave", daemon=True)
@@ -60,6 +72,8 @@ class Autosave:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
+        for state in list(self._unsaved.values()):
+            self._save(state)
 
     def take_error(self) -> NapariUnetError | None:
         """Return the oldest error not yet taken."""
@@ -79,10 +93,15 @@ class Autosave:
                 return
 
     def _save(self, state: ScanState) -> None:
-        saved = SavedAnnotation(state.annotation.copy(), state.locked.copy())
         try:
-            self._project.write_annotation(state.scan.fingerprint, saved)
+            # One writer at a time, or an older copy could take the place of a newer one.
+            with self._writing:
+                with self._steady:
+                    saved = SavedAnnotation(state.annotation.copy(), state.locked.copy(), state.taught.copy())
+                self._project.write_annotation(state.scan.fingerprint, saved)
         except NapariUnetError as error:
             self._errors.put(error)
+            with self._changed:
+                self._unsaved[state.scan.fingerprint] = state
         except Exception:
             _log.exception("autosave failed")

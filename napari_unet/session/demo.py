@@ -70,9 +70,8 @@ def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0,
         unseen = [_open(session, seed) for seed in _UNSEEN]
         for patient in unseen:
             patient.before = _propose(session, patient)
-        say(
-            f"3. It proposes on two scans it has never seen: Dice {_mean_dice(unseen, 'before', len(schema.classes)):.2f}."
-        )
+        dice = _mean_dice(unseen, "before", len(schema.classes))
+        say(f"3. It proposes on two scans it has never seen: Dice {dice:.2f}.")
         for seed in _MORE:
             patient = _open(session, seed)
             proposed = _propose(session, patient)
@@ -152,8 +151,8 @@ def _result(patients: list[_Patient], losses: list[float], minutes: float, schem
         if p.before is not None and p.after is not None
     )
     lines = (
-        "Computed CT phantoms, no patients: a model learnt from one scan, proposed on two more that were corrected by a "
-        "simulated hand, and learnt from those.",
+        "Computed CT phantoms, no patients: a model learnt from one scan, proposed on two more that were corrected by "
+        "a simulated hand, and learnt from those.",
         f"The scans below it has never learnt from. The whole demo took {minutes:.1f} minutes on this computer.",
     )
     return DemoResult("napari-unet: the main job", lines, scans, tuple(enumerate(losses, 1)), (), pictures)

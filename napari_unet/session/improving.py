@@ -15,7 +15,7 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
-from napari_unet.session.state import ScanState
+from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.worker import Worker
 from napari_unet.training.fine_tune import CaseVerdict, FineTuned
 from napari_unet.training.plan import plan
@@ -53,7 +53,10 @@ class Verdict:
         """The verdict in one sentence."""
         name, before, after = self.checkpoint.card.name, self.dice_before, self.dice_after
         if after is None:
-            return f"{name} is ready. No slices are held out yet (that begins with five accepted), so judge it by eye."
+            return (
+                f"{name} is ready. Nothing is held out to judge it by (that begins once five slices are accepted, some "
+                "of them new), so judge it by eye."
+            )
         cases = f"{len(self.cases)} held-out case{'s' if len(self.cases) != 1 else ''}"
         if before is None:
             return f"{name} is ready: Dice {after:.2f} on {cases}."
@@ -95,8 +98,7 @@ class FineTuneRun:
     ) -> None:
         if base is not None and base.card.label_schema.ids != schema.ids:
             raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
-        for state in states:
-            state.lock_some()
+        lock_judges(states)
         settings = (
             base.card.settings
             if base
@@ -112,6 +114,8 @@ class FineTuneRun:
         self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
         # The snapshot: later strokes belong to the next fine-tune.
         self._lessons = [LessonHandle.of(worker.share_scan(s.scan), s.annotation, s.locked) for s in states]
+        for state in states:
+            state.note_taught()
         self.losses: list[float] = []
         self.last: TrainingStep | None = None
         self._job: Job | None = None

@@ -20,6 +20,7 @@ from napari_unet.domain.progress import Progress
 from napari_unet.domain.proposal import Proposal
 from napari_unet.inference.predict import Slab, plan_slabs
 from napari_unet.patches.prepare import n_input_channels
+from napari_unet.session.history import Step
 from napari_unet.session.state import ScanState
 from napari_unet.session.worker import Worker
 
@@ -58,7 +59,13 @@ class ProposalRun:
                 "made for scans of this kind."
             )
         self.state = state
-        self.step = state.history.begin("proposal")
+        largest = max(checkpoint.card.label_schema.ids)
+        if largest > np.iinfo(state.annotation.labels.dtype).max:
+            raise ModelError(
+                f"The model's labels go up to {largest} and those of {state.name} only to 255: close the scan and open "
+                "it again, now that this model is in use."
+            )
+        self.step = Step("proposal")
         self._worker, self._checkpoint, self._take, self._moved = worker, checkpoint, take, moved
         shape = state.scan.to_planes(state.annotation.labels).shape
         self._queue = plan_slabs(shape, settings, visible)
@@ -133,7 +140,7 @@ class ProposalRun:
         if self._over or proposal.scan != self.state.scan.fingerprint:
             return
         correction = proposal_correction(self.state, proposal)
-        self.step.corrections.append(correction)
+        self.state.history.extend(self.step, correction)
         self._take(self.state, correction, proposal.checkpoint)
 
     def _finished(self, slab: Slab) -> None:
@@ -173,11 +180,8 @@ def proposal_correction(state: ScanState, proposal: Proposal) -> Correction:
     if len(accepted):
         free[annotation.slice_index(accepted)] = False
     current = annotation.labels[index]
-    changed = np.nonzero(free & (current != proposed))
-    shifted = list(changed)
-    if annotation.slice_axis is not None:
-        shifted[annotation.slice_axis] = shifted[annotation.slice_axis] + proposal.first_slice
-    flat = np.ravel_multi_index(tuple(shifted), annotation.labels.shape)
+    changed = free & (current != proposed)
+    flat = annotation.flat_indices(changed, proposal.first_slice)
     return Correction(
         "proposal", labels=SparseChange(flat, current[changed], proposed[changed]), proposal=proposal.checkpoint
     )

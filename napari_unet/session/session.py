@@ -94,9 +94,7 @@ class Session:
     def poll(self) -> None:
         """Take in what the engine has said since; called on the session's thread."""
         self._engine.poll()
-        error = self._autosave.take_error()
-        if error is not None:
-            self._tell(str(error))
+        self._tell_save_errors()
 
     def close(self) -> None:
         """Stop all work, save what is unsaved, end the engine; returns within about two seconds."""
@@ -104,6 +102,7 @@ class Session:
             if run is not None:
                 run.cancel()
         self._autosave.close()
+        self._tell_save_errors()
         self._engine.close()
 
     # -- scans --------------------------------------------------------------------------------------------------
@@ -122,21 +121,22 @@ class Session:
         ScanError
             A scan with channels that are neither colour nor single.
         MaskError
-            ``labels`` has another shape.
+            ``labels`` has another shape, or values that no label can have.
         """
-        if labels is not None and labels.shape != scan.spatial_shape:
-            raise MaskError(
-                f"The mask has shape {labels.shape} and the scan {scan.spatial_shape}: they do not belong together."
+        if scan.n_channels > 1 and not scan.is_rgb:
+            raise ScanError(
+                f"This scan has {scan.n_channels} channels that are not colours: save one of them as a scan of its own."
             )
+        if labels is not None:
+            _check_labels(labels, scan)
         known = next((s for s in self.scans if s.scan.fingerprint == scan.fingerprint), None)
         if known is not None:
             self._tell(f"This scan is open already, as {known.name}.")
             self.activate(known)
             return known
         self._opened += 1
-        annotation = Annotation.empty(
-            scan.spatial_shape, scan.slice_axis, np.uint8 if max(self.schema.ids) < 256 else np.uint16
-        )
+        largest = max(*self.schema.ids, 0 if labels is None else int(labels.max(initial=0)))
+        annotation = Annotation.empty(scan.spatial_shape, scan.slice_axis, np.uint8 if largest < 256 else np.uint16)
         if labels is not None:
             annotation.labels[...] = labels
         state = ScanState(
@@ -162,6 +162,8 @@ class Session:
             self.cancel_proposal()
         self.scans.remove(state)
         self._autosave.flush(state)
+        if self.training is None or self.training.is_over:
+            self._engine.forget(state.scan.fingerprint)
         if self.active is state:
             self.active = None
             self.active_changed.emit()
@@ -220,17 +222,21 @@ class Session:
             What was recorded; empty if nothing differs.
         """
         annotation = state.annotation
-        part = np.zeros(annotation.labels.shape, bool)
         index = annotation.slice_index(slices)
-        part[index] = annotation.labels[index] != view[index]
-        touched = np.flatnonzero(part)
-        if not len(touched):
+        current, seen = annotation.labels[index], view[index]
+        changed = current != seen
+        if not changed.any():
             return Correction(kind)
-        before, after = annotation.labels.flat[touched], view.flat[touched].astype(annotation.labels.dtype)
-        painted = annotation.painted.flat[touched]
+        after = seen[changed]
+        if after.min() < 0 or after.max() > np.iinfo(current.dtype).max:
+            raise SessionError(
+                f"Labels of {state.name} go from 0 to {np.iinfo(current.dtype).max}: paint with one of these."
+            )
+        touched = annotation.flat_indices(changed, slices.indices(state.scan.n_slices)[0])
+        painted = annotation.painted[index][changed]
         correction = Correction(
             kind,
-            labels=SparseChange(touched, before, after),
+            labels=SparseChange(touched, current[changed], after.astype(current.dtype)),
             painted=SparseChange(touched, painted, np.ones_like(painted)),
             proposal=state.proposed_by,
         )
@@ -248,6 +254,7 @@ class Session:
     def undo(self, state: ScanState) -> bool:
         """Take back the last step on a scan; returns whether there was one."""
         if self.proposal is not None and self.proposal.step is state.history.next_undo:
+            # The rest of it would come back over what was just taken away.
             self.cancel_proposal()
         return self._replay(state, state.history.undo())
 
@@ -261,8 +268,7 @@ class Session:
         return bool(corrections)
 
     def _commit(self, state: ScanState, correction: Correction, origin: Literal["view", "session"]) -> None:
-        state.annotation.apply(correction)
-        self._autosave.mark(state)
+        self._autosave.apply(state, correction)
         if correction.labels is not None and len(correction.labels):
             self.labels_changed.emit(LabelsChanged(state, correction, origin))
         if correction.accepted is not None and len(correction.accepted):
@@ -288,7 +294,7 @@ class Session:
         if self.proposal is not None and not self.proposal.is_over:
             self.cancel_proposal()
         self.proposal = ProposalRun(
-            self._worker, state, self.model, self._visible_slice, self._take_slab, self._proposal_moved
+            self._worker, state, self.model, self.visible_slice, self._take_slab, self._proposal_moved
         )
         self.proposal_changed.emit()
 
@@ -327,9 +333,11 @@ class Session:
         if self.training is not None and not self.training.is_over:
             raise SessionError("A fine-tune is running already: wait for it or cancel it first.")
         taught = [s for s in self.scans if len(s.annotation.reviewed_slices())]
+        # The last one is favoured, and the scan on screen is the one that the person wants better proposals for.
+        taught.sort(key=lambda state: state is self.active)
         if not taught:
             raise SessionError(
-                "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one first."
+                "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one."
             )
         self.verdict = None
         self.verdict_changed.emit()
@@ -423,14 +431,31 @@ class Session:
         try:
             saved = self.project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
         except ScanError as error:
-            self._tell(str(error))
             self._autosave.refuse(state)
+            self._tell(
+                f"{error} Nothing new on {state.name} is saved by itself until you move that file: export often."
+            )
             return
         if saved is not None:
-            state.annotation, state.locked = saved.annotation, saved.locked
+            if saved.annotation.labels.dtype.itemsize < state.annotation.labels.dtype.itemsize:
+                saved.annotation.labels = saved.annotation.labels.astype(state.annotation.labels.dtype)
+            state.annotation, state.locked, state.taught = saved.annotation, saved.locked, saved.taught
             n = state.n_accepted
             self._tell(f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted).")
+
+    def _tell_save_errors(self) -> None:
+        while (error := self._autosave.take_error()) is not None:
+            self._tell(str(error))
 
     def _tell(self, message: str) -> None:
         _log.info("notice: %s", message)
         self.notified.emit(Notice(message))
+
+
+def _check_labels(labels: NDArray, scan: Scan) -> None:
+    if labels.shape != scan.spatial_shape:
+        raise MaskError(
+            f"The mask has shape {labels.shape} and the scan {scan.spatial_shape}: they do not belong together."
+        )
+    if labels.dtype.kind not in "biu" or labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
+        raise MaskError("A mask holds whole numbers from 0 to 65535: convert this one first.")

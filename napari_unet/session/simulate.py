@@ -143,7 +143,10 @@ class Simulator:
         self._load, self._schema, self._compute = load, schema, compute
         self._budget, self._seed, self._base, self._adjust = budget_seconds, seed, base, adjust
         self._annotator = OracleAnnotator()
-        self.settings: ModelSettings | None = base.card.settings if base else None
+        self.settings: ModelSettings | None = None
+        if base is not None:
+            # A model's own limit of steps was for its own training.
+            self.settings = adjust(base.card.settings.with_values({"training.steps": None}))
 
     def run(self, split: Split, report: Callable[[str], Any] = lambda line: None) -> Simulation:
         """Run the stream, then the test.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +24,17 @@ _VERSION_NAME = re.compile(r"^v(\d+)$")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{32}$")
 
 
+def _axis_code(slice_axis: int | None) -> int:
+    return -1 if slice_axis is None else slice_axis
+
+
 @dataclass(frozen=True, eq=False)
 class SavedAnnotation:
-    """An annotation as saved, with the slices that are locked for judging."""
+    """An annotation as saved, with the slices that only judge and those that a model has learnt from."""
 
     annotation: Annotation
     locked: NDArray[np.bool_]
+    taught: NDArray[np.bool_]
 
 
 class ProjectFolder:
@@ -82,6 +86,8 @@ class ProjectFolder:
             painted=np.packbits(annotation.painted),
             accepted=annotation.accepted,
             locked=saved.locked,
+            taught=saved.taught,
+            slice_axis=_axis_code(annotation.slice_axis),
         )
         path = self._annotation_path(fingerprint)
         try:
@@ -101,7 +107,7 @@ class ProjectFolder:
         Raises
         ------
         ScanError
-            The file is damaged; it is left where it is.
+            The file is damaged or was made for another shape or slice axis; it is left where it is.
         """
         path = self._annotation_path(fingerprint)
         if not path.exists():
@@ -110,14 +116,21 @@ class ProjectFolder:
             with np.load(path, allow_pickle=False) as arrays:
                 painted = np.unpackbits(arrays["painted"], count=int(np.prod(shape))).astype(bool).reshape(shape)
                 annotation = Annotation(arrays["labels"], slice_axis, painted, arrays["accepted"])
-                locked = arrays["locked"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                locked, taught, axis = arrays["locked"], arrays["taught"], int(arrays["slice_axis"])
+        except Exception as error:
+            # Damaged archives fail in a dozen ways: zlib.error, BadZipFile, EOFError, NotImplementedError...
             raise ScanError(
                 f"The saved labels of this scan ({path.name}) are damaged: they were left as they are."
             ) from error
-        if annotation.labels.shape != shape or locked.shape != annotation.accepted.shape:
+        n_slices = 1 if slice_axis is None else shape[slice_axis]
+        flags = (annotation.accepted, locked, taught)
+        if (
+            annotation.labels.shape != shape
+            or axis != _axis_code(slice_axis)
+            or any(flag.shape != (n_slices,) or flag.dtype != bool for flag in flags)
+        ):
             raise ScanError(f"The saved labels of this scan ({path.name}) do not fit it: they were left as they are.")
-        return SavedAnnotation(annotation, locked)
+        return SavedAnnotation(annotation, locked, taught)
 
     def _annotation_path(self, fingerprint: str) -> Path:
         if not _FINGERPRINT.match(fingerprint):

@@ -70,8 +70,8 @@ def plan(
     plain = {scan.n_channels for scan in scans if not scan.is_rgb}
     if len(plain) > 1:
         raise TrainingError(
-            f"The scans have different numbers of channels ({', '.join(map(str, sorted(plain)))}): train on scans of one "
-            "kind."
+            f"The scans have different numbers of channels ({', '.join(map(str, sorted(plain)))}): train on scans of "
+            "one kind."
         )
     channels = 3 if preparation.colour == "rgb" else max(plain, default=1)
     shapes = np.array([scan.to_planes(np.broadcast_to(np.uint8(0), scan.spatial_shape)).shape for scan in scans])

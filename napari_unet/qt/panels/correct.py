@@ -31,8 +31,8 @@ class CorrectPanel(Panel):
             tool("erase", "Erase  (1)", lambda: self._mode("erase")),
             tool("fill", "Fill a region  (4)", lambda: self._mode("fill")),
             tool("move", "Move and zoom  (6)", lambda: self._mode("pan_zoom")),
-            tool("undo", "Take back the last step  (Ctrl+Z)", guard(self._undo)),
-            tool("redo", "Do it again  (Ctrl+Shift+Z)", guard(self._redo)),
+            tool("undo", "Take back the last step  (Ctrl+Z)", guard(binder.undo)),
+            tool("redo", "Do it again  (Ctrl+Shift+Z)", guard(binder.redo)),
             tool("classes...", "Name the classes", guard(self._edit_classes)),
         )
         self.ribbon = SliceRibbon(session, go_to)
@@ -75,14 +75,6 @@ class CorrectPanel(Panel):
     def _accept_all(self) -> None:
         if self._session.active is not None:
             self._session.accept_slices(self._session.active)
-
-    def _undo(self) -> None:
-        if self._session.active is not None:
-            self._session.undo(self._session.active)
-
-    def _redo(self) -> None:
-        if self._session.active is not None:
-            self._session.redo(self._session.active)
 
     def _mode(self, mode: str) -> None:
         layer = self._binder.labels_layer(self._session.active) if self._session.active else None
