@@ -14,8 +14,11 @@ from typing import Any
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``napari-unet`` with the words of the command line; without any, open the window."""
+    from napari_unet.domain.compute import PATIENT_THREADS
     from napari_unet.domain.errors import NapariUnetError
 
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
     _log_to_file()
     try:

@@ -137,7 +137,7 @@ async def _start_subprocesses(folder: Path, keys: dict[str, Any], options: dict[
         "preload": [_PRELOAD],
     }
     worker = {**_WORKER, "security": keys, "local_directory": str(folder)}
-    with _safe_path():
+    with _environment_of_children():
         return await SubprocessCluster(
             scheduler_kwargs=scheduler, worker_kwargs=worker, worker_class=f"{_PRELOAD}.QuietNanny", **options
         )
@@ -164,16 +164,19 @@ async def _start_here(folder: Path, keys: dict[str, Any], options: dict[str, Any
 
 
 @contextlib.contextmanager
-def _safe_path() -> Iterator[None]:
-    """Keep the current folder off the children's module path: a ``random.py`` among the scans would be imported."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+def _environment_of_children() -> Iterator[None]:
+    """Set what the children must find in their environment from the start; what the person has set stays.
+
+    The current folder is kept off their module path: a ``random.py`` among the scans would be imported.
+    """
+    wanted = {"PYTHONSAFEPATH": "1", **PATIENT_THREADS}
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        del os.environ["PYTHONSAFEPATH"]
-        if before is not None:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def find_processes(folder: Path) -> list[psutil.Process]:

@@ -77,11 +77,14 @@ class Correction:
 
     def inverse(self) -> Correction:
         """Return the correction that undoes this one."""
-        return Correction(
-            self.kind,
-            *(part.inverse() if part is not None else None for part in (self.labels, self.painted, self.accepted)),
-            proposal=self.proposal,
+        labels, painted, accepted = (
+            None if part is None else part.inverse() for part in (self.labels, self.painted, self.accepted)
         )
+        return Correction(self.kind, labels, painted, accepted, self.proposal)
+
+
+# Stands for "none given" in the defaults below.
+_NOTHING: NDArray[np.bool_] = np.zeros(0, bool)
 
 
 @dataclass(eq=False)
@@ -105,17 +108,21 @@ class Annotation:
 
     labels: NDArray
     slice_axis: int | None
-    painted: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]
-    accepted: NDArray[np.bool_] = field(default=None)  # type: ignore[assignment]
+    painted: NDArray[np.bool_] = field(default_factory=lambda: _NOTHING)
+    accepted: NDArray[np.bool_] = field(default_factory=lambda: _NOTHING)
 
     def __post_init__(self) -> None:
         if self.labels.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"labels must be uint8 or uint16, not {self.labels.dtype}")
         n = 1 if self.slice_axis is None else self.labels.shape[self.slice_axis]
-        if self.painted is None:
+        if self.painted is _NOTHING:
             self.painted = np.zeros(self.labels.shape, bool)
-        if self.accepted is None:
+        if self.accepted is _NOTHING:
             self.accepted = np.zeros(n, bool)
+        if self.painted.shape != self.labels.shape or self.accepted.shape != (n,):
+            raise ValueError(
+                f"labels {self.labels.shape}, painted {self.painted.shape}, accepted {self.accepted.shape}"
+            )
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], slice_axis: int | None, dtype: type = np.uint8) -> Annotation:

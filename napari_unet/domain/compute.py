@@ -25,3 +25,9 @@ class ResolvedCompute:
     precision: str
     threads: int
     reason: str = field(default="", compare=False)
+
+
+#: For the environment of every process that computes, before torch is loaded. OpenMP threads that spin while they wait
+#: for one another stall all of them as soon as anything else needs a core: with the window or a second program busy on
+#: two cores a training step took 4.0 s instead of 0.25 s (docs/architecture.md).
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}

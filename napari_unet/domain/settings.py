@@ -56,13 +56,13 @@ class AugmentationSettings(_Frozen):
 
     probability: float = Field(0.8, ge=0, le=1, description="Share of patches that are deformed")
     rotation_degrees: float = Field(180.0, ge=0, le=180, description="Largest rotation within the plane")
-    scale: float = Field(0.25, ge=0, le=0.9, description="Zoom between 1 - s and 1 + s")
+    scale: float = Field(0.15, ge=0, le=0.9, description="Zoom between 1 - s and 1 + s")
     elastic: float = Field(0.0, ge=0, le=1, description="Strength of smooth random deformation")
     mirror: bool = Field(True, description="Mirror at random; off when labels have sides")
-    brightness: float = Field(0.2, ge=0, le=1, description="Additive, in standard deviations")
+    brightness: float = Field(0.1, ge=0, le=1, description="Additive, in standard deviations")
     contrast: float = Field(0.25, ge=0, le=0.9, description="Multiplicative, between 1 - c and 1 + c")
-    gamma: float = Field(0.3, ge=0, le=0.9, description="Gamma between 1 - g and 1 + g")
-    noise: float = Field(0.1, ge=0, le=1, description="Gaussian noise, in standard deviations")
+    gamma: float = Field(0.2, ge=0, le=0.9, description="Gamma between 1 - g and 1 + g")
+    noise: float = Field(0.05, ge=0, le=1, description="Gaussian noise, in standard deviations")
 
 
 class TrainingSettings(_Frozen):

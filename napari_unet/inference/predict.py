@@ -145,11 +145,11 @@ def _tiled(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedC
         total = x.new_zeros((1, settings.network.out_channels, *padded))
         weight = x.new_zeros(padded)
         for corner in corners:
-            box = tuple(slice(c, c + t) for c, t in zip(corner, tile, strict=True))
-            total[(..., *box)] += _probability(network, x[(..., *box)], settings, compute) * window
-            weight[box] += window
+            box = (slice(None), slice(None), *(slice(c, c + t) for c, t in zip(corner, tile, strict=True)))
+            total[box] += _probability(network, x[box], settings, compute) * window
+            weight[box[2:]] += window
         total /= weight
-    return total[(..., *(slice(0, s) for s in spatial))]
+    return total[(slice(None), slice(None), *(slice(0, s) for s in spatial))]
 
 
 def _probability(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute) -> Tensor:

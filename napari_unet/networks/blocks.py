@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from napari_unet.domain.settings import NetworkSettings
@@ -50,7 +52,7 @@ class Upsample(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, settings: NetworkSettings, stride: tuple[int, ...]) -> None:
         super().__init__()
-        kind = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
+        kind: Callable[..., nn.Module] = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
         self.up = kind(in_channels, out_channels, stride, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class UNet(nn.Module):
         self.head = convolution(n)(widths[0], settings.out_channels, kernel_size=1)
         # Channels-last convolutions are faster on CPUs and on tensor cores alike.
         self._memory_format = torch.channels_last if n == 2 else torch.channels_last_3d
-        self.to(memory_format=self._memory_format)
+        self.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # torch's annotations lack it
 
     @property
     def divisor(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QApplication, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QApplication, QFrame, QLabel, QMainWindow, QScrollArea, QVBoxLayout, QWidget
 
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.progress import Notice
@@ -49,6 +49,7 @@ class AnnotateWidget(QWidget):
         super().__init__()
         self.setObjectName("napari-unet-annotate")
         self._closed = False
+        self._window: QMainWindow | None = None
         viewer = napari_viewer
         self.engine = Engine(wake=self._wake)
         self.session = Session(self.engine, default_project())
@@ -76,9 +77,6 @@ class AnnotateWidget(QWidget):
         application = QApplication.instance()
         assert application is not None
         application.aboutToQuit.connect(self.shut_down)
-        window = getattr(viewer, "window", None)
-        if window is not None:
-            window._qt_window.installEventFilter(self)
         self.session.start()
 
     def say(self, message: str) -> None:
@@ -96,6 +94,9 @@ class AnnotateWidget(QWidget):
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:
             self._viewer.bind_key(key, None)
+        if self._window is not None:
+            self._window.removeEventFilter(self)
+            self._window = None
         self.session.close()
 
     def eventFilter(self, watched: Any, event: QEvent) -> bool:
@@ -109,6 +110,16 @@ class AnnotateWidget(QWidget):
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self.shut_down()
         return super().event(event)
+
+    def showEvent(self, event: Any) -> None:
+        """Watch the window that the dock has come into."""
+        super().showEvent(event)
+        parent = self.parent()
+        while parent is not None and not isinstance(parent, QMainWindow):
+            parent = parent.parent()
+        if parent is not None and parent is not self._window:
+            self._window = parent
+            parent.installEventFilter(self)
 
     def closeEvent(self, event: Any) -> None:
         """Shut down with the dock."""

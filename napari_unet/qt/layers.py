@@ -77,8 +77,8 @@ class LayerBinder:
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for layer in self._labels.values():
             layer.events.paint.disconnect(self._painted)
-            for event in (layer.events.mode, layer.events.selected_label):
-                event.disconnect(self._tool_moved)
+            layer.events.mode.disconnect(self._tool_moved)
+            layer.events.selected_label.disconnect(self._class_chosen)
             layer.editable = False
             _left_behind.add(layer)
 
@@ -164,8 +164,8 @@ class LayerBinder:
 
     def _bind(self, state: ScanState, layer: Labels) -> None:
         layer.events.paint.connect(self._painted)
-        for event in (layer.events.mode, layer.events.selected_label):
-            event.connect(self._tool_moved)
+        layer.events.mode.connect(self._tool_moved)
+        layer.events.selected_label.connect(self._class_chosen)
         for key, action in self._keys.items():
             layer.bind_key(key, lambda _, act=action: act(), overwrite=True)
         self._colour(layer)
@@ -194,6 +194,8 @@ class LayerBinder:
     def _recolour(self) -> None:
         for layer in self._labels.values():
             self._colour(layer)
+            if layer.selected_label not in self._session.schema.ids:
+                layer.selected_label = self._session.schema.ids[0]
 
     def _colour(self, layer: Labels) -> None:
         schema: LabelSchema = self._session.schema
@@ -222,6 +224,14 @@ class LayerBinder:
     # -- from the layers to the session ------------------------------------------------------------------------
 
     def _tool_moved(self, event: object = None) -> None:
+        self.tool_changed.emit()
+
+    def _class_chosen(self, event: Any) -> None:
+        layer, ids = event.source, self._session.schema.ids
+        if layer.selected_label not in (0, *ids):
+            # napari offers any number; a label without a class could neither be learnt nor exported.
+            self._say(f"There is no class {layer.selected_label}: add one with Classes... first.")
+            layer.selected_label = ids[-1]
         self.tool_changed.emit()
 
     def _painted(self, event: Any) -> None:
@@ -278,10 +288,8 @@ class LayerBinder:
                 self._session.remove_scan(state)
             elif self._labels.get(state) is layer:
                 del self._labels[state]
-                self._say(
-                    f"The labels of {state.name} were removed from view; they are saved, and come back when the scan is opened again."
-                )
                 self._session.remove_scan(state)
+                self._say(f"{state.name} was closed. Its labels are saved, and come back when you open it again.")
 
     def _layer_selected(self, event: object) -> None:
         layer = self._viewer.layers.selection.active

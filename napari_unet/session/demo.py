@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ _FIRST, _MORE, _UNSEEN = 1, (2, 3), (4, 5)
 class _Patient:
     state: ScanState
     truth: NDArray[np.uint8]
-    before: NDArray | None = None
-    after: NDArray | None = None
+    before: NDArray = field(init=False)
+    after: NDArray = field(init=False)
 
 
 def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0, steps: int | None = None) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -129,7 +130,7 @@ class ProposalRun:
                 self._compute,
                 lane="quick",
                 on_event=self._arrived,
-                on_result=lambda _, key=slab: self._finished(key),
+                on_result=partial(self._finished, slab),
                 on_error=self._fail,
             )
             self._jobs[job] = slab
@@ -143,7 +144,7 @@ class ProposalRun:
         self.state.history.extend(self.step, correction)
         self._take(self.state, correction, proposal.checkpoint)
 
-    def _finished(self, slab: Slab) -> None:
+    def _finished(self, slab: Slab, _: object) -> None:
         if self._over:
             return
         self._jobs = {job: s for job, s in self._jobs.items() if s is not slab}

@@ -51,7 +51,8 @@ def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    if data[:2] == b"PK" or data[:1] == b"\x80":
+    # Safetensors begins with eight bytes of length, which may be any bytes, and a brace.
+    if data[8:9] != b"{" and (data[:2] == b"PK" or data[:1] == b"\x80"):
         raise ModelError(
             f"{name} is a pickle (.pt, .pth) and could run code when opened, so it was not: ask for it as safetensors."
         )

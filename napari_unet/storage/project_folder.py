@@ -114,23 +114,23 @@ class ProjectFolder:
             return None
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                painted = np.unpackbits(arrays["painted"], count=int(np.prod(shape))).astype(bool).reshape(shape)
-                annotation = Annotation(arrays["labels"], slice_axis, painted, arrays["accepted"])
-                locked, taught, axis = arrays["locked"], arrays["taught"], int(arrays["slice_axis"])
+                labels, axis = arrays["labels"], int(arrays["slice_axis"])
+                if labels.shape != shape or axis != _axis_code(slice_axis):
+                    raise ScanError(
+                        f"The saved labels of this scan ({path.name}) do not fit it: they were left as they are."
+                    )
+                painted = np.unpackbits(arrays["painted"], count=labels.size).astype(bool).reshape(shape)
+                annotation = Annotation(labels, slice_axis, painted, arrays["accepted"])
+                n = len(annotation.accepted)
+                locked, taught = arrays["locked"].astype(bool).reshape(n), arrays["taught"].astype(bool).reshape(n)
+                return SavedAnnotation(annotation, locked, taught)
+        except ScanError:
+            raise
         except Exception as error:
             # Damaged archives fail in a dozen ways: zlib.error, BadZipFile, EOFError, NotImplementedError...
             raise ScanError(
                 f"The saved labels of this scan ({path.name}) are damaged: they were left as they are."
             ) from error
-        n_slices = 1 if slice_axis is None else shape[slice_axis]
-        flags = (annotation.accepted, locked, taught)
-        if (
-            annotation.labels.shape != shape
-            or axis != _axis_code(slice_axis)
-            or any(flag.shape != (n_slices,) or flag.dtype != bool for flag in flags)
-        ):
-            raise ScanError(f"The saved labels of this scan ({path.name}) do not fit it: they were left as they are.")
-        return SavedAnnotation(annotation, locked, taught)
 
     def _annotation_path(self, fingerprint: str) -> Path:
         if not _FINGERPRINT.match(fingerprint):

@@ -23,9 +23,10 @@ from napari_unet.domain.settings import (
 
 PRESETS = ("default", "classic")
 
-# Small batches: in a budget of seconds the number of steps decides, not what each step sees (docs/architecture.md).
-_VOXELS_PER_STEP = 2 * 192 * 192
-_LARGEST_PATCH = 192
+# Small patches, small batches: in a budget of seconds the number of steps decides, not what each step sees
+# (docs/architecture.md, "What a few seconds of training want").
+_VOXELS_PER_STEP = 16 * 32 * 32
+_LARGEST_PATCH = 128
 _LARGEST_BATCH = 16
 # The deepest features keep at least so many voxels along each side.
 _SMALLEST_FEATURE_EDGE = 4
@@ -77,11 +78,11 @@ def plan(
     shapes = np.array([scan.to_planes(np.broadcast_to(np.uint8(0), scan.spatial_shape)).shape for scan in scans])
     height, width = (int(v) for v in np.median(shapes, axis=0)[1:])
     levels = 4
-    while levels > 1 and min(height, width) / 2**levels < _SMALLEST_FEATURE_EDGE - 1:
+    while levels > 1 and min(height, width) / 2**levels < _SMALLEST_FEATURE_EDGE:
         levels -= 1
     divisor = 2**levels
-    patch = tuple(min(_LARGEST_PATCH, -(-size // divisor) * divisor) for size in (height, width))
-    batch = int(np.clip(round(_VOXELS_PER_STEP / np.prod(patch)), 2, _LARGEST_BATCH))
+    edge = min(_LARGEST_PATCH, max(divisor, min(height, width) // divisor * divisor))
+    batch = int(np.clip(round(_VOXELS_PER_STEP / edge**2), 2, _LARGEST_BATCH))
     # Volumes stand upright, and classes of one organ may differ only by their side: turning or mirroring them would
     # teach the network that its labels are arbitrary.
     upright = n_classes > 1 or any(scan.slice_axis is not None for scan in scans)
@@ -94,7 +95,7 @@ def plan(
         ),
         preparation=preparation,
         augmentation=AugmentationSettings(rotation_degrees=15 if upright else 180, mirror=not upright),
-        training=TrainingSettings(patch_size=patch, batch_size=batch),
+        training=TrainingSettings(patch_size=(edge, edge), batch_size=batch),
     )
     return settings if preset == "default" else _classic(settings)
 

@@ -18,6 +18,8 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
 from napari_unet.qt.annotate import PROJECT_VARIABLE, AnnotateWidget
 from napari_unet.session.session import Session
@@ -39,7 +41,11 @@ class Desk:
     def __init__(self, viewer: Any, widget: AnnotateWidget, qtbot: Any) -> None:
         self.viewer, self.widget, self.qtbot = viewer, widget, qtbot
         self.notices: list[str] = []
-        widget.session.notified.connect(lambda notice: self.notices.append(notice.message))
+        widget.session.notified.connect(self.hear)
+
+    def hear(self, notice: Notice) -> None:
+        """Keep what the session says."""
+        self.notices.append(notice.message)
 
     @property
     def session(self) -> Session:
@@ -96,9 +102,7 @@ class Desk:
 
         point = QPointF(self.at(index))
         left = Qt.MouseButton.LeftButton
-        event = QMouseEvent(
-            QEvent.Type.MouseMove, point, Qt.MouseButton.NoButton, left, Qt.KeyboardModifier.NoModifier
-        )
+        event = QMouseEvent(QEvent.Type.MouseMove, point, Qt.MouseButton.NoButton, left, Qt.KeyboardModifier.NoModifier)
         QApplication.sendEvent(self.canvas, event)
         self.qtbot.wait(15)
 
@@ -137,19 +141,52 @@ class Desk:
         self.qtbot.waitUntil(true, timeout=round(1000 * seconds))
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder of this test."""
-    folder = tmp_path / "project"
-    monkeypatch.setenv(PROJECT_VARIABLE, str(folder))
-    return folder
+def close_all(desk: Desk) -> None:
+    """Close every scan and layer, forget the model."""
+    for state in list(desk.session.scans):
+        desk.session.remove_scan(state)
+    desk.viewer.layers.clear()
+    desk.session.use_model(None)
+    desk.session.set_schema(LabelSchema.of("structure"))
+    desk.viewer.dims.ndisplay = 2
+    desk.viewer.dims.order = tuple(range(desk.viewer.dims.ndim))
+    desk.widget._notice.hide()
+    desk.notices.clear()
+
+
+@pytest.fixture(scope="module")
+def window(qapp: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, AnnotateWidget]]:
+    """One window for the tests of a module: opening one takes longer than what it is opened for."""
+    import napari
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PROJECT_VARIABLE, str(tmp_path_factory.mktemp("desk") / "project"))
+        viewer = napari.Viewer(show=True)
+        viewer.window.resize(1100, 700)
+        _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
+    yield viewer, widget
+    widget.shut_down()
+    viewer.close()
+    QApplication.processEvents()
 
 
 @pytest.fixture
-def desk(project: Path, make_napari_viewer: Any, qtbot: Any) -> Iterator[Desk]:
-    """A window with the dock, without a scan."""
+def desk(window: tuple[Any, AnnotateWidget], qtbot: Any) -> Iterator[Desk]:
+    """The module's window, without a scan or a model."""
+    made = Desk(*window, qtbot)
+    close_all(made)
+    made.settle()
+    yield made
+    close_all(made)
+    made.session.notified.disconnect(made.hear)
+
+
+@pytest.fixture
+def own_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_napari_viewer: Any, qtbot: Any) -> Iterator[Desk]:
+    """A window of this test alone, whose leaks napari's fixture looks for."""
+    monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path / "project"))
     viewer = make_napari_viewer(show=True)
-    viewer.window.resize(1366, 768)
+    viewer.window.resize(1100, 700)
     _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
     made = Desk(viewer, widget, qtbot)
     made.settle()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap
-from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 
 class Panel(QGroupBox):
@@ -33,17 +33,17 @@ def button(text: str, tip: str, action: Callable[[], None], shortcut: str = "") 
     made = QPushButton(f"{text}   {shortcut}" if shortcut else text)
     made.setToolTip(tip)
     made.setAccessibleName(text)
+    # A click leaves the keys with the canvas; Tab still comes here.
+    made.setFocusPolicy(Qt.FocusPolicy.TabFocus)
     made.clicked.connect(lambda _=False: action())
     return made
 
 
-def tool(text: str, tip: str, action: Callable[[], None]) -> QToolButton:
-    """Return a small button."""
-    made = QToolButton()
-    made.setText(text)
-    made.setToolTip(tip)
-    made.setAccessibleName(text)
-    made.clicked.connect(lambda _=False: action())
+def tool(text: str, tip: str, action: Callable[[], None], checkable: bool = False) -> QPushButton:
+    """Return a small button; a checkable one shows whether its tool is in the hand."""
+    made = button(text, tip, action)
+    made.setCheckable(checkable)
+    made.setMinimumWidth(0)
     return made
 
 
@@ -83,12 +83,13 @@ class WorkBar(QWidget):
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._bar = QProgressBar()
+        self._bar.setFixedHeight(20)
         self._bar.setRange(0, 1000)
         self._bar.setAccessibleName(f"{what} progress")
-        self._cancel = tool("✕", f"Stop {what}", cancel)
-        self._cancel.setAccessibleName(f"Stop {what}")
+        self.cancel = button("Stop", f"Stop {what}", cancel)
+        self.cancel.setAccessibleName(f"Stop {what}")
         layout.addWidget(self._bar, 1)
-        layout.addWidget(self._cancel)
+        layout.addWidget(self.cancel)
         self.hide()
 
     def show_progress(self, fraction: float, seconds_left: float | None) -> None:

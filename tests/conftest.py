@@ -1,0 +1,93 @@
+"""What every test gets: folders of its own instead of the user's, few threads, and no leftovers.
+
+A test that leaves a non-daemon thread, a child process or an open window behind fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+#: Fixtures that keep processes and threads of their own for longer than one test.
+_LONG_LIVED = frozenset({"engine"})
+_PATIENCE_SECONDS = 5.0
+
+_home = tempfile.TemporaryDirectory(prefix="napari-unet-tests-")
+
+
+def pytest_configure() -> None:
+    # Before anything is imported: platformdirs and napari look these up once.
+    for kind in ("CONFIG", "DATA", "STATE", "CACHE"):
+        os.environ[f"XDG_{kind}_HOME"] = str(Path(_home.name) / kind.lower())
+    # Test arrays are tiny: threads would only get into each other's way, and sums in one order are repeatable.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_unconfigure() -> None:
+    _home.cleanup()
+
+
+def _threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()}
+
+
+def _children() -> set[psutil.Process]:
+    found = psutil.Process().children(recursive=True)
+    return {p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and not _is_python_helper(p)}
+
+
+def _is_python_helper(process: psutil.Process) -> bool:
+    # Python's own resource tracker lives as long as the interpreter, whoever first needed it.
+    try:
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return True
+
+
+def _windows() -> set[object]:
+    """Return the visible top-level widgets, if Qt is in use at all; it is never imported for this."""
+    widgets = sys.modules.get("qtpy.QtWidgets")
+    application = widgets and widgets.QApplication.instance()
+    return {w for w in application.topLevelWidgets() if w.isVisible()} if application else set()
+
+
+def _left_over(before: set, look: object) -> set:
+    """Return what is still there after some patience: things end a moment after they were asked to."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while left := look() - before:  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest):
+    """Fail a test that leaves threads, processes or windows behind."""
+    shared = _LONG_LIVED & set(request.fixturenames)
+    before = _threads(), _children(), _windows()
+    yield
+    looks = {"windows": (before[2], _windows)}
+    if not shared:
+        looks |= {"threads": (before[0], _threads), "processes": (before[1], _children)}
+    for what, (known, look) in looks.items():
+        left = _left_over(known, look)
+        if left:
+            pytest.fail(f"this test left {what} behind: {sorted(map(repr, left))}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_at_the_end():
+    """Fail if the longer-lived fixtures left something behind when they ended."""
+    before = _threads(), _children()
+    yield
+    left = _left_over(before[0], _threads) | _left_over(before[1], _children)
+    if left:
+        pytest.fail(f"the test run left these behind: {sorted(map(repr, left))}")

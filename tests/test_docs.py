@@ -1,0 +1,154 @@
+"""The documentation against the code: what it names exists, and what exists is named. No sentence is judged here."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import typer
+import yaml
+
+from napari_unet.__main__ import _app
+from napari_unet.domain.settings import ModelSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+COMMANDS: dict[str, Any] = cast(Any, typer.main.get_command(cast(typer.Typer, _app()))).commands
+HELP = {"--help"}
+
+_LONG_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+#: Options of other programs that the pages speak of.
+_FOREIGN = {"--extra-index-url"}
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def command_sections() -> dict[str, str]:
+    """Return the reference's text by command; a heading may name several."""
+    parts = re.split(r"^## (.+)$", text(DOCS / "command-line.md"), flags=re.MULTILINE)
+    return {
+        command: body
+        for heading, body in zip(parts[1::2], parts[2::2], strict=True)
+        for command in re.findall(r"`([a-z-]+)`", heading)
+    }
+
+
+def long_options(command: str) -> set[str]:
+    return {option for parameter in COMMANDS[command].params for option in parameter.opts if option.startswith("--")}
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_every_command_has_a_section_and_every_section_a_command() -> None:
+    assert set(command_sections()) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_commands_section_names_exactly_its_options(command: str) -> None:
+    assert set(_LONG_OPTION.findall(command_sections()[command])) - HELP == long_options(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_invents_an_option(page: Path) -> None:
+    known = set.union(*(long_options(command) for command in COMMANDS)) | HELP | _FOREIGN
+    assert set(_LONG_OPTION.findall(text(page))) <= known
+
+
+def test_settings_that_the_pages_set_exist() -> None:
+    named = {key for page in PAGES for key in re.findall(r"--set ([a-z_.]+)=", text(page))}
+    assert named
+    assert named <= set(ModelSettings.keys())
+
+
+def test_every_dependency_stands_in_the_table_with_a_reason() -> None:
+    project = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]
+    wanted = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    names = {re.match(r"[A-Za-z0-9_.-]+", requirement)[0] for requirement in wanted} - {project["name"]}  # type: ignore[index]
+    section = text(DOCS / "architecture.md").split("## Dependencies")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+`) \| (.+) \|$", section, re.MULTILINE)
+    assert {name for cell, _ in rows for name in re.findall(r"`([^`]+)`", cell)} == names
+    assert all(reason.strip() for _, reason in rows)
+
+
+def test_every_room_stands_in_the_architecture_and_every_module_named_there_exists() -> None:
+    package, page = ROOT / "napari_unet", text(DOCS / "architecture.md")
+    rooms = {init.parent.relative_to(package).as_posix() for init in package.rglob("__init__.py")} - {"."}
+    assert {room for room in rooms if f"{Path(room).name}/" not in page} == set()
+    rows = dict(re.findall(r"^\| `([a-z]+)/` \| (.+) \|$", page, re.MULTILINE))
+    assert set(rows) == {room for room in rooms if "/" not in room}
+    invented = {
+        f"{room}/{name}"
+        for room, row in rows.items()
+        for name in re.findall(r"`([a-z_]+)`", row)
+        if not (package / room / f"{name}.py").exists()
+    }
+    assert invented == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in _LINK.findall(_FENCE.sub("", text(page))):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        found = target.exists()
+        if found and anchor:
+            found = anchor in {slug(heading) for heading in re.findall(r"^#+ (.+)$", text(target), re.MULTILINE)}
+        if not found:
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_names_a_path_of_one_machine(page: Path) -> None:
+    assert re.findall(r"(?<![\w.~])/(?:work|root|home|Users)\b", text(page)) == []
+
+
+def test_every_page_is_listed() -> None:
+    listed = text(DOCS / "index.md")
+    assert [
+        page.name for page in sorted(DOCS.glob("*.md")) if page.name != "index.md" and page.name not in listed
+    ] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text(ROOT / "README.md").splitlines()) <= 100
+
+
+def test_the_changelog_knows_this_version() -> None:
+    version = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["version"]
+    assert f"## [{version}]" in text(ROOT / "CHANGELOG.md")
+
+
+def test_hooks_need_no_network() -> None:
+    config = yaml.safe_load(text(ROOT / ".pre-commit-config.yaml"))
+    assert {repository["repo"] for repository in config["repos"]} == {"local"}
+    assert {hook["language"] for repository in config["repos"] for hook in repository["hooks"]} == {"system"}
+
+
+def test_make_targets_that_the_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text(ROOT / "Makefile"), re.MULTILINE))
+    pages = [*PAGES, ROOT / ".github" / "workflows" / "ci.yml"]
+    named = {
+        target for page in pages for target in re.findall(r"(?:`|^|run: )make ([a-z-]+)", text(page), re.MULTILINE)
+    }
+    assert named
+    assert named <= targets
