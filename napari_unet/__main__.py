@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run ``napari-unet`` with the words of the command line; without any, open the window."""
     from napari_unet.domain.compute import PATIENT_THREADS
     from napari_unet.domain.errors import NapariUnetError
+    from napari_unet.session.log import log_file, log_to_file
 
     for name, value in PATIENT_THREADS.items():
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _log_to_file()
+    log_to_file()
     try:
         _app()(words or ["open"], prog_name="napari-unet")
     except NapariUnetError as error:
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     except Exception:
         logging.getLogger(__name__).exception("unexpected")
-        sys.stderr.write(f"error: Something unexpected happened; the details are in {_log_file()}.\n")
+        sys.stderr.write(f"error: Something unexpected happened; the details are in {log_file()}.\n")
         raise SystemExit(1) from None
 
 
@@ -94,42 +93,6 @@ def _require_display() -> None:
             "There is no display to open the window on: use the commands that need none (napari-unet --help), or "
             "napari-unet demo --headless."
         )
-
-
-def _log_file() -> Path:
-    from platformdirs import user_log_dir
-
-    return Path(user_log_dir("napari-unet")) / "napari-unet.log"
-
-
-class _PrivateFormatter(logging.Formatter):
-    """Writes of an error where it arose and its kind, never its message: that may hold a path, and so a name."""
-
-    def formatException(self, ei: Any) -> str:
-        """Return the traceback of an error and of what led to it, without messages."""
-        lines, error = [], ei[1]
-        while error is not None:
-            lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__module__}.{type(error).__qualname__}"]
-            error = error.__cause__ or error.__context__
-        return "\n".join(line.rstrip() for line in lines)
-
-
-def _log_to_file() -> None:
-    """Write the log to a rotating file; where that is not possible, go on without one."""
-    root = logging.getLogger("napari_unet")
-    for handler in [h for h in root.handlers if isinstance(h.formatter, _PrivateFormatter)]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(logging.INFO)
-    root.propagate = False
-    try:
-        path = _log_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, delay=True)
-    except OSError:
-        handler = logging.NullHandler()
-    handler.setFormatter(_PrivateFormatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"))
-    root.addHandler(handler)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from napari_unet.cli.output import say
+from napari_unet.cli.output import say, say_unmatched
 from napari_unet.evaluation.metrics import summarise, to_json
 from napari_unet.io.masks import TruthRule
+from napari_unet.io.pairs import find_pairs
 from napari_unet.session.batch import evaluate_folders
 
 
@@ -15,6 +16,7 @@ def run_evaluate(
     predictions: Path, truth: Path, rule: TruthRule, tolerance_mm: float, report: Path | None
 ) -> dict[str, Any]:
     """Score all cases; return the contract's JSON, and write a report where asked for."""
+    say_unmatched(find_pairs(predictions, truth), "predictions", "truths")
     cases, pictures = [], []
     for scores, item, predicted in evaluate_folders(predictions, truth, rule, tolerance_mm):
         cases.append(scores)

@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from napari_unet.domain.errors import ExportError
+from napari_unet.io.pairs import Pairs
 
 
 def say(line: str) -> None:
     """Print a line for the person: to standard error, so that standard output holds only results."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say_unmatched(pairs: Pairs, images: str = "images", masks: str = "masks") -> None:
+    """Say which files are left out because their partner is missing."""
+    for paths, what, partner in (
+        (pairs.images_without_mask, images, masks),
+        (pairs.masks_without_image, masks, images),
+    ):
+        if paths:
+            more = "" if len(paths) <= 3 else f" and {len(paths) - 3} more"
+            names = ", ".join(path.name for path in paths[:3])
+            say(f"note: {len(paths)} of the {what} have no partner among the {partner} and are left out: {names}{more}")
 
 
 def print_result(line: str) -> None:

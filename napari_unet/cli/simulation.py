@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from napari_unet.cli.output import say
+from napari_unet.cli.output import say, say_unmatched
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.io.masks import TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import find_pairs, load_pair
@@ -34,6 +34,7 @@ def run_simulate(
     """Run the benchmark; return the contract's JSON."""
     base = find_model(model)
     pairs = find_pairs(images, masks)
+    say_unmatched(pairs)
     groups = group_pairs(list(pairs), group_by)
     split = split_groups(list(groups), scans, test, test_regex, seed)
     mapping = infer_classes((distinct_values(read_mask(pair.mask).data) for pair in pairs), rule)

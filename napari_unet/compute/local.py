@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from napari_unet.domain.compute import PATIENT_THREADS
+
 #: Names of files in a session's folder.
 LOG_NAME = "engine.log"
 OWNER_NAME = "owner"

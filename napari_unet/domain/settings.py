@@ -58,7 +58,9 @@ class AugmentationSettings(_Frozen):
     rotation_degrees: float = Field(180.0, ge=0, le=180, description="Largest rotation within the plane")
     scale: float = Field(0.15, ge=0, le=0.9, description="Zoom between 1 - s and 1 + s")
     elastic: float = Field(0.0, ge=0, le=1, description="Strength of smooth random deformation")
-    mirror: bool = Field(True, description="Mirror at random; off when labels have sides")
+    mirror: tuple[int, ...] = Field(
+        (), description="Axes of the patch, from 0, that are mirrored at random: those along which labels have no sides"
+    )
     brightness: float = Field(0.1, ge=0, le=1, description="Additive, in standard deviations")
     contrast: float = Field(0.25, ge=0, le=0.9, description="Multiplicative, between 1 - c and 1 + c")
     gamma: float = Field(0.2, ge=0, le=0.9, description="Gamma between 1 - g and 1 + g")
@@ -91,7 +93,7 @@ class InferenceSettings(_Frozen):
 
     tile: tuple[int, ...] | None = Field(None, description="Per network axis, in voxels; None: as trained or whole")
     overlap: float = Field(0.5, ge=0, lt=1)
-    mirror: bool = Field(True, description="Average over flips (and quarter turns where the network learnt them)")
+    mirror: bool = Field(True, description="Average over flips of the axes that training mirrored")
 
 
 class ComputeSettings(_Frozen):

@@ -154,9 +154,8 @@ def _tiled(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedC
 
 def _probability(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute) -> Tensor:
     """Return softmax probabilities, averaged over flips where asked for."""
-    axes = range(2, x.ndim)
-    mirror = settings.inference.mirror and settings.augmentation.mirror
-    flips = [f for n in range(x.ndim - 1) for f in itertools.combinations(axes, n)] if mirror else [()]
+    axes = [axis + 2 for axis in settings.augmentation.mirror] if settings.inference.mirror else []
+    flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)]
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(compute.precision)
     total: Tensor | None = None
     with torch.autocast(torch.device(compute.device).type, dtype or torch.bfloat16, enabled=dtype is not None):

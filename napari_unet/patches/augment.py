@@ -52,8 +52,9 @@ def random_transform(
         matrix[-2:, -2:] = turn * rng.uniform(1 - settings.scale, 1 + settings.scale)
         if n == 3:
             matrix[0, 0] = rng.uniform(1 - settings.scale, 1 + settings.scale)
-    if settings.mirror:
-        matrix = matrix @ np.diag(rng.choice([-1.0, 1.0], n))
+    signs = np.ones(n)
+    signs[list(settings.mirror)] = rng.choice([-1.0, 1.0], len(settings.mirror))
+    matrix = matrix @ np.diag(signs)
     # grid_sample wants (x, y, z) and [-1, 1] between the outer voxel centres.
     to_unit = 2 / np.maximum(size - 1, 1)
     theta = np.zeros((n, n + 1))

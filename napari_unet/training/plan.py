@@ -30,6 +30,8 @@ _LARGEST_PATCH = 128
 _LARGEST_BATCH = 16
 # The deepest features keep at least so many voxels along each side.
 _SMALLEST_FEATURE_EDGE = 4
+# A class whose centre is off the middle by more than this share of the picture has a side.
+_NO_SIDE = 0.15
 # Values this low are Hounsfield units of air.
 _AIR_HU = -800.0
 _FEWEST_WINDOW_VOXELS = 50
@@ -83,8 +85,8 @@ def plan(
     divisor = 2**levels
     edge = min(_LARGEST_PATCH, max(divisor, min(height, width) // divisor * divisor))
     batch = int(np.clip(round(_VOXELS_PER_STEP / edge**2), 2, _LARGEST_BATCH))
-    # Volumes stand upright, and classes of one organ may differ only by their side: turning or mirroring them would
-    # teach the network that its labels are arbitrary.
+    # Volumes stand upright, and classes of one organ may differ only by their side: turning them would teach the
+    # network that its labels are arbitrary.
     upright = n_classes > 1 or any(scan.slice_axis is not None for scan in scans)
     settings = ModelSettings(
         preset=preset,
@@ -94,10 +96,32 @@ def plan(
             strides=((2, 2),) * levels,
         ),
         preparation=preparation,
-        augmentation=AugmentationSettings(rotation_degrees=15 if upright else 180, mirror=not upright),
+        augmentation=AugmentationSettings(
+            rotation_degrees=15 if upright else 180, mirror=_mirrored_axes(scans, labels or (), upright)
+        ),
         training=TrainingSettings(patch_size=(edge, edge), batch_size=batch),
     )
     return settings if preset == "default" else _classic(settings)
+
+
+def _mirrored_axes(scans: Sequence[Scan], labels: Sequence[NDArray], upright: bool) -> tuple[int, ...]:
+    """Return the in-plane axes (0: rows, 1: columns) along which the labels have no sides.
+
+    Along such an axis every class lies about the middle of the picture, so that the mirrored scan is a scan that could
+    be. Pictures without an upright pose may be mirrored anyhow; scans without labels to go by are not.
+    """
+    if not upright:
+        return 0, 1
+    offsets = []
+    for scan, mask in zip(scans, labels, strict=False):
+        planes = scan.to_planes(mask)
+        size = np.array(planes.shape[1:])
+        for value in np.unique(planes[planes > 0]):
+            centre = np.argwhere(planes == value)[:, 1:].mean(axis=0)
+            offsets.append(np.abs(centre - (size - 1) / 2) / size)
+    if not offsets:
+        return ()
+    return tuple(int(axis) for axis in np.flatnonzero(np.max(offsets, axis=0) <= _NO_SIDE))
 
 
 def _ct_window(scans: Sequence[Scan], labels: Sequence[NDArray]) -> tuple[float, float] | None:
@@ -126,7 +150,7 @@ def _classic(settings: ModelSettings) -> ModelSettings:
             "network.activation": "relu",
             "network.activation_first": True,
             "augmentation.rotation_degrees": 15,
-            "augmentation.mirror": False,
+            "augmentation.mirror": (),
             "training.optimiser": "adam",
             "training.learning_rate": 1e-4,
             "training.weight_decay": 0,

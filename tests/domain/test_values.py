@@ -19,10 +19,10 @@ from napari_unet.domain.settings import ModelSettings
 class TestSettings:
     def test_words_of_the_command_line_become_values(self):
         changed = ModelSettings().with_values(
-            {"training.batch_size": "5", "augmentation.mirror": "false", "inference.tile": [32, 48]}
+            {"training.batch_size": "5", "augmentation.mirror": [], "inference.tile": [32, 48]}
         )
         assert changed.training.batch_size == 5
-        assert changed.augmentation.mirror is False
+        assert changed.augmentation.mirror == ()
         assert changed.inference.tile == (32, 48)
 
     def test_the_original_is_left_alone(self):
