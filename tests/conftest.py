@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -20,6 +21,11 @@ _LONG_LIVED = frozenset({"engine"})
 _PATIENCE_SECONDS = 5.0
 
 _home = tempfile.TemporaryDirectory(prefix="napari-unet-tests-")
+
+
+# A busy machine is no fault of the code's.
+hypothesis.settings.register_profile("napari-unet", deadline=None, max_examples=50)
+hypothesis.settings.load_profile("napari-unet")
 
 
 def pytest_configure() -> None:

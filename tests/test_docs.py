@@ -25,7 +25,7 @@ _LONG_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 #: Options of other programs that the pages speak of.
-_FOREIGN = {"--extra-index-url"}
+_FOREIGN: set[str] = set()
 
 
 def text(page: Path) -> str:

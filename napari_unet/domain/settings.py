@@ -124,6 +124,9 @@ class ModelSettings(_Frozen):
         ):
             if sizes is not None and (len(sizes) != n or min(sizes) < 1):
                 raise ValueError(f"{key} wants {n} whole numbers above 0 for a {n}D network, not {list(sizes)}")
+        mirror = self.augmentation.mirror
+        if not set(mirror) <= set(range(n)) or len(set(mirror)) < len(mirror):
+            raise ValueError(f"augmentation.mirror wants axes from 0 to {n - 1}, each once, not {list(mirror)}")
         clip, window = self.preparation.clip_percentiles, self.preparation.window
         if window is not None and not window[0] < window[1]:
             raise ValueError(f"preparation.window wants two rising numbers, not {list(window)}")

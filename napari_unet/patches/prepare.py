@@ -51,13 +51,15 @@ def _normalise(channel: NDArray, settings: PreparationSettings) -> NDArray[np.fl
     if settings.window is not None:
         low, high = settings.window
         # Width 4, as of a normal distribution's bulk, so that augmentation in standard deviations stays in proportion.
-        return (np.clip(values, low, high) - np.float32((low + high) / 2)) * np.float32(4 / (high - low))
+        return (np.clip(values, np.float32(low), np.float32(high)) - np.float32((low + high) / 2)) * np.float32(
+            4 / (high - low)
+        )
     if settings.clip_percentiles is not None:
         step = max(1, values.size // _PERCENTILE_SAMPLE)
         low, high = np.percentile(values.reshape(-1)[::step], settings.clip_percentiles)
         # A mostly empty scan may have equal percentiles; clipping it there would erase what little it shows.
         if high > low:
-            values = np.clip(values, low, high)
+            values = np.clip(values, np.float32(low), np.float32(high))
     if settings.normalisation == "none":
         return values
     if settings.normalisation == "zscore":

@@ -1,12 +1,26 @@
-"""The log file: rotating, in the user's log folder. It never holds voxels; scans are called by number."""
+"""The log file: rotating, in the user's log folder. It holds no voxels, no paths of scans and no names."""
 
 from __future__ import annotations
 
 import logging
 import logging.handlers
+import traceback
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_log_dir
+
+
+class PrivateFormatter(logging.Formatter):
+    """Writes of an error where it arose and its kind, never its message: that may hold a path, and so a name."""
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback of an error and of what led to it, without messages."""
+        lines, error = [], ei[1]
+        while error is not None:
+            lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__module__}.{type(error).__qualname__}"]
+            error = error.__cause__ or error.__context__
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def log_file() -> Path:
@@ -27,5 +41,5 @@ def log_to_file() -> None:
         handler: logging.Handler = logging.handlers.RotatingFileHandler(path, maxBytes=2**20, backupCount=3, delay=True)
     except OSError:
         handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"))
+    handler.setFormatter(PrivateFormatter("%(asctime)s %(levelname)s %(name)s [%(process)d] %(message)s"))
     root.addHandler(handler)

@@ -43,7 +43,7 @@ class TestSettings:
         "key", ["training.batchsize", "nowhere.seed", "training", "", "preset.x", "training.seed.x"]
     )
     def test_an_unknown_key_is_named_with_the_keys_there_are(self, key):
-        with pytest.raises(SettingsError, match="training.batch_size") as caught:
+        with pytest.raises(SettingsError, match=r"training\.batch_size") as caught:
             ModelSettings().with_values({key: 1})
         assert repr(key) in str(caught.value)
 
@@ -65,6 +65,8 @@ class TestSettings:
             ("preparation.clip_percentiles", [99, 1]),
             ("preparation.clip_percentiles", [-1, 50]),
             ("preparation.window", [40, 40]),
+            ("augmentation.mirror", [2]),
+            ("augmentation.mirror", [0, 0]),
         ],
     )
     def test_a_value_out_of_range_is_one_sentence_that_names_the_setting(self, key, value):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,13 @@ from napari_unet.qt.annotate import PROJECT_VARIABLE, AnnotateWidget
 from napari_unet.session.session import Session
 
 
-def make_scan(shape: tuple[int, ...] = (6, 40, 48), slice_axis: int | None = 0, seed: int = 0) -> Scan:
-    """Return a scan of noise with a bright ball, or disc in 2D."""
-    random = np.random.default_rng(seed)
+_seeds = itertools.count()
+
+
+def make_scan(shape: tuple[int, ...] = (6, 40, 48), slice_axis: int | None = 0) -> Scan:
+    """Return a scan of noise with a bright ball, or disc in 2D; another one at each call."""
+    # Labels of a scan that was open before come back by the hash of its voxels.
+    random = np.random.default_rng(next(_seeds))
     grid = np.indices(shape)
     middle = [(n - 1) / 2 for n in shape]
     inside = sum(((axis - m) / (n / 3)) ** 2 for axis, m, n in zip(grid, middle, shape, strict=True)) < 1
@@ -164,6 +170,10 @@ def window(qapp: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
         viewer = napari.Viewer(show=True)
         viewer.window.resize(1100, 700)
         _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
+    # So that no process appears in the middle of a test.
+    while widget.engine.state == "starting":
+        QApplication.processEvents()
+        time.sleep(0.01)
     yield viewer, widget
     widget.shut_down()
     viewer.close()
