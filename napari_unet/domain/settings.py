@@ -48,6 +48,7 @@ class PreparationSettings(_Frozen):
     window: tuple[float, float] | None = Field(
         None, description="Fixed intensities that become -2 and 2 (CT); replaces clipping and normalisation"
     )
+    context_slices: int = Field(0, ge=0, le=5, description="2.5D: so many neighbouring slices on each side as channels")
     colour: Literal["grey", "rgb"] = Field("grey", description="Colour pictures as luminance or as three channels")
 
 
@@ -78,7 +79,7 @@ class TrainingSettings(_Frozen):
     batch_size: int = Field(4, ge=1, le=512)
     patch_size: tuple[int, ...] | None = Field(None, description="Per network axis, in voxels; None: planned")
     foreground_fraction: float = Field(0.5, ge=0, le=1, description="Patches centred on a foreground voxel")
-    newest_fraction: float = Field(0.35, ge=0, le=1, description="Patches drawn from the newest scan")
+    newest_fraction: float = Field(0.25, ge=0, le=1, description="Patches drawn from the newest scan")
     dice_weight: float = Field(1.0, ge=0, le=10)
     cross_entropy_weight: float = Field(1.0, ge=0, le=10)
     gradient_clip: float = Field(12.0, gt=0)

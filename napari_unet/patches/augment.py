@@ -92,21 +92,22 @@ def change_intensities(image: Tensor, settings: AugmentationSettings, rng: torch
     Tensor
         Same shape.
     """
-    each = (image.shape[0], image.shape[1], *(1,) * (image.ndim - 2))
+    # One draw for all channels: neighbouring slices, and the colours of one stain, change together.
+    each = (image.shape[0], *(1,) * (image.ndim - 1))
 
     def uniform(spread: float) -> Tensor:
         return (torch.rand(each, generator=rng) * 2 - 1) * spread
 
     if settings.gamma > 0:
-        flat = image.flatten(2)
-        low = flat.amin(2).view(each)
-        span = (flat.amax(2).view(each) - low).clamp_min(1e-6)
+        flat = image.flatten(1)
+        low = flat.amin(1).view(each)
+        span = (flat.amax(1).view(each) - low).clamp_min(1e-6)
         image = ((image - low) / span).clamp_min(0).pow(1 + uniform(settings.gamma)) * span + low
     if settings.contrast > 0:
         image = image * (1 + uniform(settings.contrast))
     if settings.brightness > 0:
         image = image + uniform(settings.brightness)
     if settings.noise > 0:
-        level = torch.rand((image.shape[0], *(1,) * (image.ndim - 1)), generator=rng) * settings.noise
+        level = torch.rand(each, generator=rng) * settings.noise
         image = image + torch.randn(image.shape, generator=rng) * level
     return image

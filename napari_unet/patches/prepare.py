@@ -36,14 +36,23 @@ def prepare(scan: Scan, settings: PreparationSettings) -> NDArray[np.float32]:
             channels = np.tensordot(_LUMINANCE, channels, axes=1)[np.newaxis]
     elif settings.colour == "rgb" and len(channels) == 1:
         channels = np.repeat(channels, 3, axis=0)
-    return np.stack([_normalise(scan.to_planes(channel), settings) for channel in channels])
+    planes = np.stack([_normalise(scan.to_planes(channel), settings) for channel in channels])
+    return _with_context(planes, settings.context_slices)
 
 
 def n_input_channels(scan: Scan, settings: PreparationSettings) -> int:
     """Return how many channels :func:`prepare` makes of a scan."""
-    if scan.is_rgb or scan.n_channels == 1:
-        return 3 if settings.colour == "rgb" else 1
-    return scan.n_channels
+    colours = 3 if settings.colour == "rgb" else 1
+    return (colours if scan.is_rgb or scan.n_channels == 1 else scan.n_channels) * (2 * settings.context_slices + 1)
+
+
+def _with_context(planes: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """Add the neighbours of each slice as channels (2.5D); beyond the first and last slice these go on."""
+    if reach == 0:
+        return planes
+    n = planes.shape[1]
+    neighbours = [planes[:, np.clip(np.arange(n) + offset, 0, n - 1)] for offset in range(-reach, reach + 1)]
+    return np.concatenate(neighbours)
 
 
 def _normalise(channel: NDArray, settings: PreparationSettings) -> NDArray[np.float32]:

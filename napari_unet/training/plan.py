@@ -20,6 +20,7 @@ from napari_unet.domain.settings import (
     PreparationSettings,
     TrainingSettings,
 )
+from napari_unet.patches.prepare import n_input_channels
 
 PRESETS = ("default", "classic")
 
@@ -68,7 +69,10 @@ def plan(
         raise SettingsError(f"There is no preset {preset!r}; the presets are: {', '.join(PRESETS)}.")
     coloured = sum(scan.is_rgb for scan in scans)
     preparation = PreparationSettings(
-        colour="rgb" if coloured * 2 > len(scans) else "grey", window=_ct_window(scans, labels or ())
+        colour="rgb" if coloured * 2 > len(scans) else "grey",
+        window=_ct_window(scans, labels or ()),
+        # The slice above and the one below tell where an organ ends; as channels they cost next to nothing.
+        context_slices=1 if all(scan.n_slices > 1 for scan in scans) else 0,
     )
     plain = {scan.n_channels for scan in scans if not scan.is_rgb}
     if len(plain) > 1:
@@ -76,14 +80,14 @@ def plan(
             f"The scans have different numbers of channels ({', '.join(map(str, sorted(plain)))}): train on scans of "
             "one kind."
         )
-    channels = 3 if preparation.colour == "rgb" else max(plain, default=1)
+    channels = max(n_input_channels(scan, preparation) for scan in scans)
     shapes = np.array([scan.to_planes(np.broadcast_to(np.uint8(0), scan.spatial_shape)).shape for scan in scans])
     height, width = (int(v) for v in np.median(shapes, axis=0)[1:])
     levels = 4
     while levels > 1 and min(height, width) / 2**levels < _SMALLEST_FEATURE_EDGE:
         levels -= 1
     divisor = 2**levels
-    edge = min(_LARGEST_PATCH, max(divisor, min(height, width) // divisor * divisor))
+    edge = min(_LARGEST_PATCH, max(2 * divisor, min(height, width) // divisor * divisor))
     batch = int(np.clip(round(_VOXELS_PER_STEP / edge**2), 2, _LARGEST_BATCH))
     # Volumes stand upright, and classes of one organ may differ only by their side: turning them would teach the
     # network that its labels are arbitrary.
