@@ -35,7 +35,7 @@ def test_patch_and_network_fit_each_other_whatever_the_scan(data):
     assert all(size % divisor == 0 for size, divisor in zip(patch, network.divisor, strict=True))
     assert any(size > divisor for size, divisor in zip(patch, network.divisor, strict=True))
     with torch.inference_mode():
-        assert network(torch.zeros(2, 1, *patch)).shape == (2, 3, *patch)
+        assert network(torch.zeros(2, planned.network.in_channels, *patch)).shape == (2, 3, *patch)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (1, 20, 20), (2, 7, 5)])
