@@ -20,8 +20,8 @@ from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_checkpoint, write_checkpoint
 
-_VERSION_NAME = re.compile(r"^v(\d+)$")
-_FINGERPRINT = re.compile(r"^[0-9a-f]{32}$")
+_VERSION_NAME = re.compile(r"v[0-9]+")
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
 def _axis_code(slice_axis: int | None) -> int:
@@ -47,7 +47,7 @@ class ProjectFolder:
         """Return the checkpoints kept, oldest first."""
         folder = self.path / "models"
         found = [p.stem for p in folder.glob("v*.safetensors")] if folder.is_dir() else []
-        return sorted((n for n in found if _VERSION_NAME.match(n)), key=lambda n: int(n[1:]))
+        return sorted((n for n in found if _VERSION_NAME.fullmatch(n)), key=lambda n: int(n[1:]))
 
     def next_model_name(self) -> str:
         """Return the name of the checkpoint to come: ``v1``, ``v2``..."""
@@ -56,7 +56,7 @@ class ProjectFolder:
 
     def model_path(self, name: str) -> Path:
         """Return where a checkpoint of this name lies or would lie."""
-        if not _VERSION_NAME.match(name):
+        if not _VERSION_NAME.fullmatch(name):
             raise ModelError(f"{name!r} is not the name of a project's checkpoint (v1, v2, ...).")
         return self.path / "models" / f"{name}.safetensors"
 
@@ -133,6 +133,6 @@ class ProjectFolder:
             ) from error
 
     def _annotation_path(self, fingerprint: str) -> Path:
-        if not _FINGERPRINT.match(fingerprint):
+        if not _FINGERPRINT.fullmatch(fingerprint):
             raise ScanError("A scan's fingerprint is malformed: the project cannot hold it.")
         return self.path / "labels" / f"{fingerprint}.npz"

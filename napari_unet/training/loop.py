@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -98,21 +99,26 @@ def train(
     average = _MovingAverage(network, settings.ema_decay) if settings.ema_decay > 0 else None
     scaler = torch.amp.GradScaler(compute.device, enabled=compute.precision == "float16")
     smoothed, step, fraction = math.nan, 0, 0.0
-    while fraction < 1:
-        rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        if settings.schedule == "poly":
-            rate *= (1 - fraction) ** 0.9
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        loss = _step(network, draw(), optimiser, scaler, settings, compute)
-        step += 1
-        if average is not None:
-            average.update(step)
-        if not math.isfinite(loss):
-            raise TrainingError(_DIVERGED)
-        smoothed = loss if step == 1 else 0.95 * smoothed + 0.05 * loss
-        fraction, left = _used(settings, step, time.perf_counter() - started)
-        yield TrainingStep(step, smoothed, min(fraction, 1.0), left)
+    # The next batch is drawn while this one is learnt from: one after the other, so that a seed means the same batches.
+    # On one core: OpenMP would start a second team of threads there, to fight with the first.
+    with ThreadPoolExecutor(1, "napari-unet-batches", initializer=torch.set_num_threads, initargs=(1,)) as drawer:
+        upcoming = drawer.submit(draw)
+        while fraction < 1:
+            rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+            if settings.schedule == "poly":
+                rate *= (1 - fraction) ** 0.9
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            batch, upcoming = upcoming.result(), drawer.submit(draw)
+            loss = _step(network, batch, optimiser, scaler, settings, compute)
+            step += 1
+            if average is not None:
+                average.update(step)
+            if not math.isfinite(loss):
+                raise TrainingError(_DIVERGED)
+            smoothed = loss if step == 1 else 0.95 * smoothed + 0.05 * loss
+            fraction, left = _used(settings, step, time.perf_counter() - started)
+            yield TrainingStep(step, smoothed, min(fraction, 1.0), left)
     if average is not None:
         average.copy_to_network()
     # The last step's own damage shows in no loss.

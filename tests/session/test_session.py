@@ -1,0 +1,447 @@
+"""The application without a window, with the real computing process behind it."""
+
+from __future__ import annotations
+
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from napari_unet.domain.errors import ModelError, SessionError
+from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.labels import LabelClass, LabelSchema
+from napari_unet.domain.scan import Scan
+from napari_unet.evaluation.effort import pooled_dice
+from napari_unet.session.batch import predict_scan
+from napari_unet.session.improving import Verdict
+from napari_unet.session.session import Session
+from napari_unet.training.fine_tune import CaseVerdict
+from tests.session.conftest import Borrowed, assert_same_state, painted, renumbered, snapshot
+from tests.training.lessons import SCHEMA, lesson
+
+SECONDS = 120
+
+
+def poll_until(session, condition, seconds=SECONDS):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        session.poll()
+        time.sleep(0.005)
+
+
+def open_lesson(session, shape=(6, 24, 24), slice_axis=0, seed=5):
+    one = lesson(shape, slice_axis, seed)
+    return session.add_scan(one.scan), one.labels
+
+
+def propose(session):
+    session.propose()
+    session.wait(SECONDS)
+
+
+class TestTheJourney:
+    def test_paint_accept_fine_tune_use_propose_correct_undo_export(self, open_session, engine, tmp_path):
+        session = open_session(engine=Borrowed(engine))
+        state, truth = open_lesson(session, (8, 24, 24))
+        with pytest.raises(SessionError, match="no model yet"):
+            session.propose()
+        session.record_edit(state, np.where(np.arange(8)[:, None, None] < 6, truth, 0).astype(np.uint8), slice(None))
+        session.accept_slices(state, range(6))
+
+        session.fine_tune(steps=20)
+        assert not session.training.is_over
+        session.wait(SECONDS)
+        assert session.heard.notices == []
+        assert session.training.is_over
+        assert len(session.training.losses) == 20
+        assert session.training.last.fraction == 1
+        assert np.flatnonzero(state.locked).tolist() == [5]
+        verdict = session.verdict
+        assert [case.case for case in verdict.cases] == [state.scan.fingerprint]
+        assert verdict.dice_before is None
+        assert verdict.dice_after is not None
+        assert "v1" in verdict.sentence
+        assert session.kept_models() == ["v1"]
+        assert session.model is None  # nothing is used before the person says so
+        events = session.heard.take()
+        assert events.index("training_changed") < len(events) - events[::-1].index("training_changed")
+        assert events[-1] == "verdict_changed"
+
+        session.use_new_model()
+        assert session.model.card.name == "v1"
+        assert session.verdict is None
+        assert session.heard.take() == ["model_changed", "verdict_changed"]
+
+        state.annotation.painted[7, 0, 0] = True  # a voxel that the person left as it is
+        before = snapshot(state)
+        session.show_slice(7)
+        propose(session)
+        assert state.proposed_by == session.model.id
+        np.testing.assert_array_equal(state.annotation.labels[:6], truth[:6])
+        assert state.annotation.labels[7, 0, 0] == 0
+        assert session.proposal.progress.fraction == 1
+        changes = [c for c in session.heard.changes if c.correction.kind == "proposal"]
+        assert {c.origin for c in changes} == {"session"}
+        if changes:
+            assert {c.correction.proposal for c in changes} == {session.model.id}
+            session.undo(state)
+            assert_same_state(snapshot(state), before)
+            session.redo(state)
+
+        session.fine_tune(steps=2)
+        session.wait(SECONDS)
+        assert session.verdict.checkpoint.card.name == "v2"
+        assert session.verdict.checkpoint.card.parent == session.model.id
+        assert session.verdict.dice_before == pytest.approx(verdict.dice_after)
+        session.keep_old_model()
+        assert (session.verdict, session.model.card.name) == (None, "v1")
+        session.use_kept_model("v2")  # it was kept all the same
+        assert session.model.card.name == "v2"
+
+        session.export_mask(state, tmp_path / "mask.nii.gz")
+        exported = np.asanyarray(nib.load(tmp_path / "mask.nii.gz").dataobj)
+        assert np.count_nonzero(exported) == np.count_nonzero(state.annotation.labels)
+
+    def test_tomorrow_the_model_and_the_judges_are_there_again(self, open_session, engine, trained):
+        first = open_session(engine=Borrowed(engine), schema=SCHEMA)
+        state, truth = open_lesson(first)
+        first.record_edit(state, truth, slice(None))
+        first.accept_slices(state)
+        first.use_model(trained)
+        first.fine_tune(steps=1)
+        first.wait(SECONDS)
+        first.close()
+        second = open_session(engine=Borrowed(engine), schema=SCHEMA)
+        assert second.kept_models() == ["v1"]
+        second.use_kept_model("v1")
+        again, _ = open_lesson(second)
+        np.testing.assert_array_equal(again.locked, state.locked)
+        assert again.locked.sum() == 1
+        np.testing.assert_array_equal(again.taught, ~state.locked)
+
+
+class TestProposing:
+    @pytest.mark.parametrize(
+        ("shape", "slice_axis"),
+        [((6, 24, 24), 0), ((6, 24, 24), 1), ((6, 24, 24), 2), ((1, 24, 24), 0), ((24, 24), None)],
+    )
+    def test_it_finds_what_the_model_knows_whichever_way_the_slices_lie(self, computing, trained, shape, slice_axis):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing, shape, slice_axis)
+        computing.show_slice(3)
+        propose(computing)
+        assert computing.heard.notices == []
+        assert pooled_dice([state.annotation.labels], [truth], 1) > 0.9
+        expected = predict_scan(trained, state.scan, computing._worker.compute, True)
+        assert np.mean(state.annotation.labels == expected) > 0.999
+
+    def test_strokes_and_acceptance_while_it_runs_are_kept(self, computing, trained):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        computing.propose()
+        computing.record_edit(state, painted(state, np.s_[2], 1), slice(None))
+        computing.accept_slices(state, [4])
+        computing.wait(SECONDS)
+        assert (state.annotation.labels[2] == 1).all()
+        assert not state.annotation.labels[4].any()
+        assert pooled_dice([state.annotation.labels[[0, 1, 3, 5]]], [truth[[0, 1, 3, 5]]], 1) > 0.9
+
+    def test_undo_takes_a_proposal_back_whole_and_redo_brings_it_again(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing)
+        computing.record_edit(state, painted(state, np.s_[2, :4], 1), slice(None))
+        before = snapshot(state)
+        propose(computing)
+        after = snapshot(state)
+        assert computing.undo(state)
+        assert_same_state(snapshot(state), before)
+        assert computing.redo(state)
+        assert_same_state(snapshot(state), after)
+
+    def test_undo_before_anything_has_arrived_does_not_orphan_the_proposal(self, computing, trained):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        computing.record_edit(state, painted(state, np.s_[2, :4], 1), slice(None))
+        computing.propose()
+        assert computing.undo(state)  # the stroke: it is all that can be seen
+        assert not state.annotation.labels.any()
+        computing.wait(SECONDS)
+        assert pooled_dice([state.annotation.labels], [truth], 1) > 0.9
+        assert computing.undo(state)
+        assert not state.annotation.labels.any()
+        assert not computing.undo(state)
+
+    def test_undo_halfway_stops_it(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing, (40, 24, 24))
+        computing.propose()
+        poll_until(computing, lambda: state.annotation.labels.any())
+        assert not computing.proposal.is_over
+        assert computing.undo(state)
+        assert computing.proposal.is_over
+        self.assert_nothing_more_arrives(computing, state)
+        assert not state.annotation.labels.any()
+
+    def test_cancel_keeps_what_has_arrived_and_nothing_more_comes(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing, (40, 24, 24))
+        computing.propose()
+        poll_until(computing, lambda: state.annotation.labels.any())
+        computing.cancel_proposal()
+        assert computing.proposal.is_over
+        assert computing.proposal.progress.fraction < 1
+        assert state.annotation.labels.any()
+        self.assert_nothing_more_arrives(computing, state)
+        computing.undo(state)
+        assert not state.annotation.labels.any()
+
+    def test_cancel_at_once_changes_nothing(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing)
+        computing.propose()
+        computing.cancel_proposal()
+        self.assert_nothing_more_arrives(computing, state)
+        assert not state.annotation.labels.any()
+        assert not computing.undo(state)
+
+    @staticmethod
+    def assert_nothing_more_arrives(session, state):
+        before = snapshot(state)
+        session.heard.take()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            session.poll()
+            time.sleep(0.01)
+        assert_same_state(snapshot(state), before)
+        assert session.heard.take() == []
+
+    def test_results_for_a_closed_scan_are_dropped(self, computing, trained):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        computing.propose()
+        computing.remove_scan(state)
+        self.assert_nothing_more_arrives(computing, state)
+        with pytest.raises(SessionError, match="No scan is open"):
+            computing.propose()
+        again, _ = open_lesson(computing)  # its voxels are handed over anew
+        propose(computing)
+        assert pooled_dice([again.annotation.labels], [truth], 1) > 0.9
+        assert not state.annotation.labels.any()
+
+    def test_a_second_click_takes_the_place_of_the_first(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing, (40, 24, 24), seed=5)
+        computing.propose()
+        first = computing.proposal
+        other, truth = open_lesson(computing, seed=6)
+        propose(computing)
+        assert first.is_over
+        assert first.progress.fraction < 1
+        assert pooled_dice([other.annotation.labels], [truth], 1) > 0.9
+        assert state is not other
+
+    def test_a_slice_number_of_the_scan_before_does_no_harm(self, computing, trained):
+        computing.use_model(trained)
+        open_lesson(computing, (40, 24, 24))
+        computing.show_slice(35)
+        state, truth = open_lesson(computing, (3, 24, 24), seed=6)
+        propose(computing)
+        assert computing.heard.notices == []
+        assert pooled_dice([state.annotation.labels], [truth], 1) > 0.9
+
+    def test_the_slice_on_screen_comes_first_and_scrolling_changes_the_order(self, computing, trained):
+        computing.use_model(trained)
+        state, _ = open_lesson(computing, (60, 24, 24))
+        computing.show_slice(33)
+        computing.propose()
+        computing.show_slice(2)
+        computing.wait(SECONDS)
+        order = []
+        for change in computing.heard.changes:
+            slices = np.unique(np.unravel_index(change.correction.labels.indices, (60, 24, 24))[0])
+            order.append((int(slices.min()), int(slices.max())))
+        assert order[0] == (33, 33)
+        assert min(range(len(order)), key=lambda i: order[i][0]) <= 2  # two were with the engine already
+        assert state.annotation.labels.any((1, 2)).all()
+
+    def test_large_ids_are_not_wrapped(self, open_session, engine, trained):
+        schema = LabelSchema(classes=(LabelClass(id=300, name="square", colour=(1, 0, 0)),))
+        session = open_session(schema=schema, engine=Borrowed(engine))
+        session.use_model(renumbered(trained, schema))
+        state, truth = open_lesson(session)
+        propose(session)
+        assert set(np.unique(state.annotation.labels)) == {0, 300}
+        assert pooled_dice([state.annotation.labels // 300], [truth], 1) > 0.9
+
+    def test_a_model_whose_labels_do_not_fit_the_array_is_refused(self, computing, trained):
+        state, _ = open_lesson(computing)
+        computing.use_model(renumbered(trained, LabelSchema(classes=(LabelClass(id=300, name="a", colour=(1, 0, 0)),))))
+        with pytest.raises(ModelError, match="open it again"):
+            computing.propose()
+        assert not computing.undo(state)
+
+    def test_a_model_for_another_kind_of_scan_is_refused(self, computing, trained):
+        computing.use_model(
+            renumbered(trained, SCHEMA).__class__(
+                trained.weights,
+                trained.card.model_copy(
+                    update={"settings": trained.card.settings.with_values({"network.in_channels": 3})}
+                ),
+            )
+        )
+        open_lesson(computing)
+        with pytest.raises(ModelError, match="3 channels"):
+            computing.propose()
+
+    def test_a_model_that_has_learnt_nothing_does_not_propose(self, computing, trained):
+        computing.use_model(trained.__class__(trained.weights, trained.card.model_copy(update={"steps": 0})))
+        open_lesson(computing)
+        with pytest.raises(SessionError, match="no model yet"):
+            computing.propose()
+
+    def test_constant_and_tiny_scans_can_be_proposed(self, computing, trained):
+        computing.use_model(trained)
+        for data in (np.zeros((2, 9, 9), np.uint8), np.ones((1, 1, 1), np.float32), np.zeros((3, 40, 2), np.int16)):
+            state = computing.add_scan(Scan(data, "zyx", Geometry(None), 0))
+            propose(computing)
+            assert state.annotation.labels.shape == data.shape
+        assert computing.heard.notices == []
+
+
+class TestImproving:
+    def test_proposals_go_on_while_it_learns_and_both_can_be_cancelled(self, computing, trained):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        other, other_truth = open_lesson(computing, seed=6)
+        computing.record_edit(other, painted(other, np.s_[0], other_truth[0]), slice(None))
+        computing.fine_tune(budget_seconds=300)
+        with pytest.raises(SessionError, match="running already"):
+            computing.fine_tune(steps=1)
+        poll_until(computing, lambda: computing.training.losses)
+        computing.activate(state)
+        computing.propose()
+        computing.proposal.wait(computing._engine, SECONDS)
+        assert pooled_dice([state.annotation.labels], [truth], 1) > 0.9
+        assert not computing.training.is_over
+        n = len(computing.training.losses)
+        poll_until(computing, lambda: len(computing.training.losses) > n)  # and it learns on
+
+        computing.propose()
+        computing.cancel_proposal()
+        computing.cancel_training()
+        assert computing.proposal.is_over
+        assert computing.training.is_over
+        TestProposing.assert_nothing_more_arrives(computing, state)
+        assert computing.verdict is None
+        assert computing.model is trained
+        assert computing.kept_models() == []
+        computing.fine_tune(steps=1)  # the lane is free again
+        computing.wait(SECONDS)
+        assert computing.verdict is not None
+
+    def test_later_strokes_belong_to_the_next_one(self, computing, trained):
+        state, truth = open_lesson(computing)
+        computing.use_model(trained)
+        computing.record_edit(state, painted(state, np.s_[0], truth[0]), slice(None))
+        results = []
+        for _ in range(2):
+            computing.fine_tune(steps=2)
+            computing.record_edit(state, painted(state, np.s_[1:3], 1), slice(None))  # while it runs
+            computing.wait(SECONDS)
+            results.append(computing.verdict.checkpoint.id)
+            while computing.undo(state):
+                pass
+            computing.record_edit(state, painted(state, np.s_[0], truth[0]), slice(None))
+        assert results[0] == results[1]
+
+    def test_closing_the_scan_it_learns_from_does_no_harm(self, computing, trained):
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        computing.record_edit(state, truth, slice(None))
+        computing.fine_tune(steps=3)
+        computing.remove_scan(state)
+        computing.wait(SECONDS)
+        assert computing.heard.notices == []
+        assert computing.verdict.checkpoint.card.seen[-1] == state.scan.fingerprint
+
+    def test_without_anything_reviewed_it_says_what_to_do(self, computing):
+        with pytest.raises(SessionError, match="Nothing has been reviewed"):
+            computing.fine_tune(steps=1)
+        open_lesson(computing)
+        with pytest.raises(SessionError, match="accept one"):
+            computing.fine_tune(steps=1)
+        assert computing.training is None
+
+    def test_what_goes_wrong_over_there_is_one_notice_here(self, computing):
+        state, truth = open_lesson(computing)
+        computing.record_edit(state, truth * 7, slice(None))  # a label without a class
+        computing.fine_tune(steps=1)
+        computing.wait(SECONDS)
+        (notice,) = computing.heard.notices
+        assert "7" in notice
+        assert computing.training.is_over
+        assert computing.verdict is None
+        computing.record_edit(state, truth, slice(None))
+        computing.fine_tune(steps=1)
+        computing.wait(SECONDS)
+        assert computing.verdict is not None
+
+    def test_classes_stay_those_of_the_model(self, computing, trained):
+        computing.use_model(trained)
+        with pytest.raises(SessionError, match="other classes"):
+            computing.set_schema(LabelSchema.of("a", "b"))
+        computing.set_schema(LabelSchema.of("renamed"))
+        computing.use_model(None)
+        computing.set_schema(LabelSchema.of("a", "b"))
+        computing.use_model(trained)
+        assert computing.schema == trained.card.label_schema
+
+
+class TestVerdict:
+    def verdict(self, trained, *cases):
+        return Verdict(trained, tuple(CaseVerdict(str(i), *case) for i, case in enumerate(cases)))
+
+    def test_what_cannot_be_told_is_not(self, trained):
+        for cases in ((), ((None, None),)):
+            verdict = self.verdict(trained, *cases)
+            assert verdict.is_better is None
+            assert (verdict.dice_before, verdict.dice_after) == (None, None)
+            assert "by eye" in verdict.sentence
+        assert self.verdict(trained, (None, 0.5)).is_better is None
+        assert "better" not in self.verdict(trained, (None, 0.5)).sentence
+
+    @pytest.mark.parametrize(
+        ("cases", "better", "words"),
+        [
+            (((0.5, 0.75), (0.75, 0.75), (0.5, 0.9)), True, ("v1 is better", "2 of 3 held-out cases", "0.58 -> 0.80")),
+            (((0.5, 0.25),), False, ("v1 is not better", "0 of 1 held-out case ", "0.50 -> 0.25")),
+            (((0.5, 0.5),), False, ("not better",)),
+            (((0.9, 0.2), (0.5, 0.6), (None, None)), False, ("not better", "1 of ", "0.70 -> 0.40")),
+        ],
+    )
+    def test_it_says_how_many_gained_and_by_how_much(self, trained, cases, better, words):
+        verdict = self.verdict(trained, *cases)
+        assert verdict.is_better == better
+        assert all(word in verdict.sentence for word in words)
+
+
+def test_a_session_of_its_own_starts_and_ends_with_its_engine(tmp_path, trained):
+    """Processes, threads and files are gone afterwards (the leak check sees to that), whatever was under way."""
+    from napari_unet.compute.engine import Engine
+
+    session = Session(Engine(threads=1), tmp_path / "project", SCHEMA)
+    session.start()
+    session.use_model(trained)
+    state, truth = open_lesson(session)
+    session.record_edit(state, truth, slice(None))
+    session.fine_tune(budget_seconds=300)
+    session.propose()
+    poll_until(session, lambda: session.training.losses)
+    started = time.monotonic()
+    session.close()
+    assert time.monotonic() - started < 30  # a hang, not a time, is what this would show
+    assert session.training.is_over
+    assert session.proposal.is_over
+    assert session.kept_models() == []
