@@ -10,7 +10,7 @@ SYSTEM_PACKAGES := python3-venv xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxkb
 # A test run on a screen of its own: GUI tests need OpenGL, which Qt's offscreen platform has not and Xvfb has.
 XVFB := xvfb-run --auto-servernum --server-args="-screen 0 1920x1200x24 +extension GLX"
 
-.PHONY: help setup system demo test test-all lint types check cover clean
+.PHONY: help setup system demo test test-all lint types check cover screenshots clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
@@ -57,6 +57,9 @@ types: setup
 
 check: lint types
 	$(BIN)/lint-imports --config setup.cfg
+
+screenshots: setup
+	$(XVFB) $(BIN)/python docs/make_screenshots.py
 
 clean:
 	rm -rf $(VENV) demo-output build *.egg-info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -140,9 +141,9 @@ class ProposalRun:
     def _arrived(self, proposal: Proposal) -> None:
         if self._over or proposal.scan != self.state.scan.fingerprint:
             return
-        correction = proposal_correction(self.state, proposal)
+        correction = proposal_correction(self.state, replace(proposal, checkpoint=self._checkpoint.id))
         self.state.history.extend(self.step, correction)
-        self._take(self.state, correction, proposal.checkpoint)
+        self._take(self.state, correction, self._checkpoint.id)
 
     def _finished(self, slab: Slab, _: object) -> None:
         if self._over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -59,4 +60,6 @@ class Worker:
 
     def share_checkpoint(self, checkpoint: Checkpoint) -> SharedArray:
         """Return the handle of a checkpoint, handed over on first use."""
-        return self.engine.share(checkpoint.id, np.frombuffer(to_bytes(checkpoint), np.uint8))
+        # Equal weights may stand under different cards (renamed classes), and the card counts over there.
+        card = hashlib.blake2b(checkpoint.card.model_dump_json().encode(), digest_size=8).hexdigest()
+        return self.engine.share(f"{checkpoint.id}-{card}", np.frombuffer(to_bytes(checkpoint), np.uint8))
