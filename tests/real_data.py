@@ -6,4 +6,6 @@ import pytest
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-needs_real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="no real scans beside the checkout (../shared/data)")
+needs_real_data = pytest.mark.skipif(
+    not REAL_DATA.is_dir(), reason="no real scans beside the checkout (../shared/data)"
+)

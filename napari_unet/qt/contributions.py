@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def phantom_thick() -> list[LayerData]:
     return _phantom("thick")
 
 
-def _phantom(spacing: str) -> list[LayerData]:
+def _phantom(spacing: Literal["thin", "thick"]) -> list[LayerData]:
     from napari_unet.io.samples import ct_phantom
 
     scan, truth, schema = ct_phantom(1, spacing)

@@ -26,7 +26,6 @@ from napari_unet.domain.scan import Scan
 from napari_unet.qt.annotate import PROJECT_VARIABLE, AnnotateWidget
 from napari_unet.session.session import Session
 
-
 _seeds = itertools.count()
 
 

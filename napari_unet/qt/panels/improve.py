@@ -72,7 +72,7 @@ class ImprovePanel(Panel):
         running = run is not None and not run.is_over
         self.button.setEnabled(not running)
         self.curve.setVisible(running)
-        if not running:
+        if run is None or run.is_over:
             self.bar.hide()
             return
         if run.last is None:
