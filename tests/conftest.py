@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 #: Fixtures that keep processes and threads of their own for longer than one test.
-_LONG_LIVED = frozenset({"engine"})
+_LONG_LIVED = frozenset({"engine", "window"})
 _PATIENCE_SECONDS = 5.0
 
 _home = tempfile.TemporaryDirectory(prefix="napari-unet-tests-")
