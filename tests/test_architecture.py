@@ -1,0 +1,33 @@
+"""The walls of the house: which room may know which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WINDOW = {"qtpy", "napari", "magicgui", "PyQt5", "PyQt6"}
+
+
+def test_imports_go_down_the_floors() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    answer = subprocess.run(
+        [linter, "--config", "setup.cfg", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_only_the_top_floor_knows_the_window() -> None:
+    found = []
+    for path in sorted((ROOT / "napari_unet").rglob("*.py")):
+        if "qt" in path.relative_to(ROOT).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            if any(name.split(".")[0] in WINDOW for name in names):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    # The start of either face imports the window inside a function, after it knows that one is wanted.
+    assert found == []
