@@ -5,6 +5,7 @@ A test that leaves a non-daemon thread, a child process or an open window behind
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -87,6 +88,17 @@ def nothing_left_behind(request: pytest.FixtureRequest):
         left = _left_over(known, look)
         if left:
             pytest.fail(f"this test left {what} behind: {sorted(map(repr, left))}")
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """Undo what starting the program does to the log, so that later tests hear it again."""
+    log = logging.getLogger("napari_unet")
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
+    yield
+    for handler in set(log.handlers) - set(handlers):
+        handler.close()
+    log.handlers[:], log.level, log.propagate = handlers, level, propagate
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,188 @@
+"""The main jobs on files and folders."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_unet.domain.errors import ExportError, ModelError, ScanError
+from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.scan import Scan
+from napari_unet.evaluation.effort import pooled_dice
+from napari_unet.io.masks import TruthRule
+from napari_unet.session.batch import (
+    evaluate_folders,
+    find_targets,
+    load_training_folder,
+    predict_scan,
+    predict_targets,
+    settings_for,
+)
+from napari_unet.session.models import find_model, find_task_model
+from napari_unet.storage.checkpoint_file import write_checkpoint
+from tests.training.lessons import CPU, lesson
+
+
+def write_png(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def picture(seed=0):
+    one = lesson((24, 24), seed=seed)
+    return np.clip(one.scan.data + 50, 0, 255).astype(np.uint8), one.labels
+
+
+def outcomes(targets, out, checkpoint, **more):
+    more = {"format_name": None, "average": False, **more}
+    return list(predict_targets(targets, out, checkpoint, CPU, **more))
+
+
+class TestPredicting:
+    @pytest.mark.parametrize("slice_axis", [0, 1, 2])
+    def test_a_whole_scan(self, trained, slice_axis):
+        one = lesson((5, 24, 24), slice_axis, seed=5)
+        labels = predict_scan(trained, one.scan, CPU, False)
+        assert (labels.shape, labels.dtype) == (one.scan.spatial_shape, np.uint8)
+        assert pooled_dice([labels], [one.labels], 1) > 0.9
+
+    def test_a_model_for_other_channels_is_refused(self, trained):
+        with pytest.raises(ModelError, match="channels"):
+            predict_scan(trained, Scan(np.zeros((9, 9, 2)), "yxc", Geometry(None)), CPU, False)
+
+    def test_subfolders_are_kept_and_stems_too(self, trained, tmp_path):
+        for name in ("b.png", "sub/ünï cödé.png", "sub/deeper/c.png"):
+            write_png(tmp_path / "in" / name, picture()[0])
+        done = outcomes(find_targets([tmp_path / "in"]), tmp_path / "out", trained)
+        assert [o.error for o in done] == [None] * 3
+        written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+        assert written == {"b.png", "sub/ünï cödé.png", "sub/deeper/c.png"}
+        assert {o.written for o in done} == set((tmp_path / "out").rglob("*.png"))
+        assert set(np.unique(np.asarray(Image.open(tmp_path / "out" / "b.png")))) <= {0, 1}
+
+    def test_two_scans_never_share_a_mask(self, trained, tmp_path):
+        write_png(tmp_path / "a" / "x.png", picture(0)[0])
+        write_png(tmp_path / "b" / "x.png", picture(1)[0])
+        with pytest.raises(ExportError, match=r"x\.png"):
+            outcomes(find_targets([tmp_path / "a", tmp_path / "b"]), tmp_path / "out", trained)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_source_is_never_overwritten(self, trained, tmp_path):
+        write_png(tmp_path / "a.png", picture()[0])
+        before = (tmp_path / "a.png").read_bytes()
+        (outcome,) = outcomes(find_targets([tmp_path / "a.png"]), tmp_path, trained)
+        assert isinstance(outcome.error, ExportError)
+        assert (tmp_path / "a.png").read_bytes() == before
+
+    def test_one_failure_is_not_the_end(self, trained, tmp_path):
+        for name in ("a.png", "c.png"):
+            write_png(tmp_path / "in" / name, picture()[0])
+        (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+        done = outcomes(find_targets([tmp_path / "in"]), tmp_path / "out", trained)
+        assert [o.target.source.name for o in done if o.error is not None] == ["b.png"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+    def test_nothing_to_read_is_said(self, tmp_path):
+        (tmp_path / "notes.txt").write_text("no scan")
+        with pytest.raises(ScanError):
+            find_targets([tmp_path])
+
+    def test_a_volume_goes_back_onto_its_grid(self, trained, tmp_path):
+        one = lesson((6, 24, 24), seed=5)
+        affine = np.array([[0, 0, 1.5, 4], [-1, 0, 0, 5], [0, -1, 0, 6], [0, 0, 0, 1.0]])
+        image = nib.Nifti1Image(one.scan.data.transpose(2, 1, 0), affine)
+        nib.save(image, tmp_path / "scan.nii.gz")
+        (outcome,) = outcomes(find_targets([tmp_path / "scan.nii.gz"]), tmp_path / "out", trained)
+        assert outcome.error is None
+        back = nib.load(outcome.written)
+        np.testing.assert_allclose(back.affine, affine, atol=1e-6)
+        assert back.shape == image.shape
+
+
+class TestTrainingFolders:
+    def fill(self, folder, n=6, frames=1):
+        for i in range(n):
+            for frame in range(frames):
+                image, mask = picture(i * 10 + frame)
+                write_png(folder / "images" / f"P{i}-f{frame}.png", image)
+                write_png(folder / "masks" / f"P{i}-f{frame}.png", mask * 255)
+        return folder / "images", folder / "masks", TruthRule()
+
+    def test_a_fifth_judges_by_patient_never_by_frame(self, tmp_path):
+        folder = load_training_folder(*self.fill(tmp_path, 6, 2), group_by="^(P.)-")
+        judging = {item.stem[:2] for item in folder.judging}
+        assert len(judging) == 1
+        assert len(folder.judging) == 2
+        assert not judging & {item.stem[:2] for item in folder.teaching}
+        assert len(folder.teaching) == 10
+        assert folder.schema.ids == (1,)
+
+    def test_few_scans_all_teach(self, tmp_path):
+        folder = load_training_folder(*self.fill(tmp_path, 4))
+        assert (len(folder.teaching), folder.judging) == (4, ())
+
+    def test_the_seed_chooses_who_judges(self, tmp_path):
+        paths = self.fill(tmp_path)
+        chosen = {load_training_folder(*paths, seed=seed).judging[0].stem for seed in range(12)}
+        assert len(chosen) > 1
+        assert (
+            load_training_folder(*paths, seed=1).judging[0].stem == load_training_folder(*paths, seed=1).judging[0].stem
+        )
+
+    def test_stems_can_be_left_out(self, tmp_path):
+        folder = load_training_folder(*self.fill(tmp_path), exclude=lambda stem: stem > "P1")
+        assert [item.stem for item in folder.teaching] == ["P0-f0"]
+        with pytest.raises(ScanError, match="excluded"):
+            load_training_folder(tmp_path / "images", tmp_path / "masks", TruthRule(), exclude=lambda stem: True)
+
+    def test_pictures_can_be_scaled_down(self, tmp_path):
+        folder = load_training_folder(*self.fill(tmp_path, 2), max_side=16)
+        assert {item.scan.spatial_shape for item in folder.teaching} == {(16, 16)}
+        assert {item.labels.shape for item in folder.teaching} == {(16, 16)}
+
+    def test_a_base_brings_its_network_and_must_know_the_classes(self, tmp_path, trained):
+        folder = load_training_folder(*self.fill(tmp_path, 2))
+        settings = settings_for(folder, trained, "default", {"training.steps": 7})
+        assert settings.network == trained.card.settings.network
+        assert settings.training.steps == 7
+        two = load_training_folder(tmp_path / "images", tmp_path / "masks", TruthRule(foreground=(255, 0)))
+        with pytest.raises(ModelError, match="--foreground"):
+            settings_for(two, trained, "default", {})
+
+
+class TestEvaluating:
+    def test_our_own_masks_are_scored_against_any_truth(self, tmp_path):
+        _, mask = picture()
+        write_png(tmp_path / "truth" / "a.png", mask * 255)
+        for name, values in (("ours", mask), ("theirs", mask * 255)):
+            write_png(tmp_path / name / "a.png", values)
+            ((scores, _, labels),) = evaluate_folders(tmp_path / name, tmp_path / "truth", TruthRule(), 1.0)
+            assert scores.dice == {1: 1.0}
+            np.testing.assert_array_equal(labels, mask)
+
+
+class TestModelNames:
+    def test_a_file_a_name_or_nothing(self, tmp_path, trained):
+        path = tmp_path / "my model.safetensors"
+        write_checkpoint(trained, path)
+        assert find_model(str(path)).id == find_task_model(str(path)).id == trained.id
+        assert find_model(None) is find_model("scratch") is None
+
+    @pytest.mark.parametrize("name", ["scratch", "starter"])
+    def test_what_has_learnt_nothing_does_not_predict(self, name):
+        with pytest.raises(ModelError, match=f"^{name} has learnt no task yet: fine-tune it first.$"):
+            find_task_model(name)
+
+    @pytest.mark.parametrize("name", ["nobody", "lv-cine-mr", "v1"])
+    def test_what_is_not_there_is_said(self, name, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ModelError, match=name):
+            find_model(name)
+
+    def test_a_checkpoint_without_a_step_does_not_predict(self, tmp_path, trained):
+        path = tmp_path / "m.safetensors"
+        write_checkpoint(trained.__class__(trained.weights, trained.card.model_copy(update={"steps": 0})), path)
+        with pytest.raises(ModelError, match="no task yet"):
+            find_task_model(str(path))
