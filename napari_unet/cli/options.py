@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
 from napari_unet.domain.errors import PairingError, SettingsError
+from napari_unet.domain.settings import Device as DeviceName
 from napari_unet.io.masks import TruthRule
 
 Images = Annotated[Path, typer.Option("--images", help="Folder of images.")]
@@ -29,7 +30,15 @@ GroupBy = Annotated[
     str | None,
     typer.Option("--group-by", metavar="REGEX", help="First capture group of the stem: scans of one patient."),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+
+
+def _known_device(value: str) -> str:
+    if value not in get_args(DeviceName):
+        raise typer.BadParameter(f"--device is one of {', '.join(get_args(DeviceName))}, not {value!r}.")
+    return value
+
+
+Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", callback=_known_device)]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 Series = Annotated[str | None, typer.Option("--series", metavar="UID", help="Which series, where there are several.")]
 Volume = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4D scan.")]
