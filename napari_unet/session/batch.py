@@ -11,7 +11,7 @@ import numpy as np
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import ExportError, ModelError, NapariUnetError, ScanError
+from napari_unet.domain.errors import ExportError, NapariUnetError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
@@ -20,6 +20,7 @@ from napari_unet.io.masks import LabelMapping, TruthRule, distinct_values, infer
 from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, load_pairs
 from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.writers import mask_suffix, write_mask
+from napari_unet.session.models import require_channels, require_classes
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,11 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     """
     from napari_unet.inference.predict import plan_slabs, predict
     from napari_unet.networks.factory import build, load_weights
-    from napari_unet.patches.prepare import n_input_channels, prepare
+    from napari_unet.patches.prepare import prepare
     from napari_unet.training.fine_tune import to_label_values
 
     settings = checkpoint.card.settings.with_values({"inference.mirror": average})
-    given = n_input_channels(scan, settings.preparation)
-    if given != settings.network.in_channels:
-        raise ModelError(
-            f"The model takes {settings.network.in_channels} channels and this scan has {given}: use a model made for "
-            "scans of this kind."
-        )
+    require_channels(checkpoint, scan)
     network = build(settings.network, seed=0)
     load_weights(network, checkpoint.weights)
     image = prepare(scan, settings.preparation)
@@ -208,11 +204,7 @@ def settings_for(folder: TrainingFolder, base: Checkpoint | None, preset: str, v
     if base is None:
         scans, labels = [item.scan for item in folder.teaching], [item.labels for item in folder.teaching]
         return plan(scans, n_classes, preset, labels).with_values(values)
-    if base.card.settings.network.out_channels != n_classes + 1:
-        raise ModelError(
-            f"The model knows {base.card.settings.network.out_channels - 1} classes and the masks hold {n_classes}: "
-            "start from scratch, or name the classes with --foreground."
-        )
+    require_classes(base, n_classes)
     return base.card.settings.with_values(values)
 
 

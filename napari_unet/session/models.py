@@ -6,6 +6,8 @@ from pathlib import Path
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError
+from napari_unet.domain.scan import Scan
+from napari_unet.patches.prepare import n_input_channels
 from napari_unet.storage.checkpoint_file import read_checkpoint
 
 SCRATCH = "scratch"
@@ -38,6 +40,38 @@ def find_model(name: str | None) -> Checkpoint | None:
             f"There is no model called {name!r} and no such file: give {SCRATCH!r} or a .safetensors file."
         )
     return read_checkpoint(path)
+
+
+def require_channels(checkpoint: Checkpoint, scan: Scan, name: str = "this scan") -> None:
+    """Refuse a scan whose channels do not fit a model.
+
+    Raises
+    ------
+    ModelError
+        They do not.
+    """
+    settings = checkpoint.card.settings
+    wanted, given = settings.network.in_channels, n_input_channels(scan, settings.preparation)
+    if given != wanted:
+        raise ModelError(
+            f"The model takes {wanted} channels and {name} has {given}: choose a model made for scans of this kind."
+        )
+
+
+def require_classes(checkpoint: Checkpoint, n_classes: int) -> None:
+    """Refuse masks with more or fewer classes than a model knows.
+
+    Raises
+    ------
+    ModelError
+        The numbers differ.
+    """
+    known = checkpoint.card.settings.network.out_channels - 1
+    if known != n_classes:
+        raise ModelError(
+            f"The model knows {known} classes and the masks hold {n_classes}: start from scratch, or name the classes "
+            "with --foreground."
+        )
 
 
 def find_task_model(name: str) -> Checkpoint:

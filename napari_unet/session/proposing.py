@@ -21,8 +21,8 @@ from napari_unet.domain.errors import ModelError, NapariUnetError
 from napari_unet.domain.progress import Progress
 from napari_unet.domain.proposal import Proposal
 from napari_unet.inference.predict import Slab, plan_slabs
-from napari_unet.patches.prepare import n_input_channels
 from napari_unet.session.history import Step
+from napari_unet.session.models import require_channels
 from napari_unet.session.state import ScanState
 from napari_unet.session.worker import Worker
 
@@ -53,13 +53,7 @@ class ProposalRun:
     def __init__(
         self, worker: Worker, state: ScanState, checkpoint: Checkpoint, visible: int, take: TakeSlab, moved: Moved
     ) -> None:
-        settings = checkpoint.card.settings
-        given = n_input_channels(state.scan, settings.preparation)
-        if given != settings.network.in_channels:
-            raise ModelError(
-                f"The model takes {settings.network.in_channels} channels and {state.name} has {given}: choose a model "
-                "made for scans of this kind."
-            )
+        require_channels(checkpoint, state.scan, state.name)
         self.state = state
         largest = max(checkpoint.card.label_schema.ids)
         if largest > np.iinfo(state.annotation.labels.dtype).max:
@@ -70,7 +64,7 @@ class ProposalRun:
         self.step = Step("proposal")
         self._worker, self._checkpoint, self._take, self._moved = worker, checkpoint, take, moved
         shape = state.scan.to_planes(state.annotation.labels).shape
-        self._queue = plan_slabs(shape, settings, visible)
+        self._queue = plan_slabs(shape, checkpoint.card.settings, visible)
         self._n_slabs = len(self._queue)
         self._n_done = 0
         self._jobs: dict[Job, Slab] = {}

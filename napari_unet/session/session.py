@@ -339,9 +339,7 @@ class Session:
             raise SessionError(
                 "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one."
             )
-        self.verdict = None
-        self.verdict_changed.emit()
-        self.training = FineTuneRun(
+        run = FineTuneRun(
             self._worker,
             taught,
             self.schema,
@@ -351,8 +349,10 @@ class Session:
             steps,
             self._training_moved,
         )
+        self.training, self.verdict = run, None
         for state in taught:
             self._autosave.mark(state)
+        self.verdict_changed.emit()
         self.training_changed.emit()
 
     def cancel_training(self) -> None:

@@ -27,6 +27,7 @@ from napari_unet.inference.predict import plan_slabs, predict
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
+from napari_unet.session.models import require_channels, require_classes
 from napari_unet.training.fine_tune import (
     Lesson,
     prepare_lesson,
@@ -145,6 +146,7 @@ class Simulator:
         self._annotator = OracleAnnotator()
         self.settings: ModelSettings | None = None
         if base is not None:
+            require_classes(base, len(schema.classes))
             # A model's own limit of steps was for its own training.
             self.settings = adjust(base.card.settings.with_values({"training.steps": None}))
 
@@ -224,6 +226,7 @@ class Simulator:
         load_weights(network, model.weights)
         found = []
         for item in group:
+            require_channels(model, item.scan)
             image = prepare(item.scan, model.card.settings.preparation)
             classes = np.zeros(image.shape[1:], np.uint8)
             slabs = plan_slabs(image.shape[1:], model.card.settings)

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError, PairingError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.io.pairs import LabelledScan, Pair
+from napari_unet.networks.factory import build, weights_of
 from napari_unet.session.simulate import Simulator, Split, group_pairs, refuse_seen, split_groups
 from tests.training.lessons import CPU, SCHEMA, lesson
 
@@ -134,6 +137,16 @@ class TestARun:
         groups = {"p": [labelled(i, shape=(24, 24)) for i in range(3)], "q": [labelled(7, shape=(24, 24))]}
         result = simulator_of(groups).run(split_groups(["p", "q"], 2, None, None, 0))
         assert len(result.effort) == 2
+
+
+def test_a_model_of_another_kind_is_refused_before_anything_is_trained(trained):
+    with pytest.raises(ModelError, match="1 classes and the masks hold 2"):
+        Simulator({}.__getitem__, LabelSchema.of("a", "b"), CPU, 1.0, 0, trained)
+    settings = trained.card.settings.with_values({"network.in_channels": 3})
+    colour = Checkpoint(weights_of(build(settings.network)), trained.card.model_copy(update={"settings": settings}))
+    simulator = simulator_of({"a": [labelled(5)]}, base=colour)
+    with pytest.raises(ModelError, match="3 channels"):
+        simulator.run(Split(("a",), ()))
 
 
 def test_a_model_that_has_seen_a_scan_is_refused_unless_allowed(trained):
