@@ -86,7 +86,8 @@ def warm_up() -> threading.Thread:
 def _import_torch() -> None:
     # Without torch a job that needs it says so itself.
     with contextlib.suppress(ImportError):
-        import torch  # noqa: F401
+        import torch
+        import torch._dynamo  # noqa: F401  # optimisers import it at their first step, for seconds
 
 
 def set_threads(threads: int) -> None:

@@ -1,5 +1,13 @@
 """Named errors. Each message is one sentence (or two) that says what happened and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_unet.domain.scan import SeriesInfo
+
 
 class NapariUnetError(Exception):
     """Base of every error this package raises on purpose; its message is fit to be shown to a person."""
@@ -10,7 +18,51 @@ class ScanError(NapariUnetError):
 
 
 class SeriesChoiceError(ScanError):
-    """Several series were found and none was chosen."""
+    """Several series were found and none was chosen.
+
+    Parameters
+    ----------
+    message : str
+        For the person.
+    series : sequence of SeriesInfo
+        What there is to choose from.
+    """
+
+    def __init__(self, message: str, series: Sequence[SeriesInfo] = ()) -> None:
+        super().__init__(message)
+        self.series = tuple(series)
+
+
+class VolumeChoiceError(ScanError):
+    """A file holds several volumes (time points, channels) and none was chosen.
+
+    Parameters
+    ----------
+    message : str
+        For the person.
+    n_volumes : int
+        How many there are.
+    """
+
+    def __init__(self, message: str, n_volumes: int = 0) -> None:
+        super().__init__(message)
+        self.n_volumes = n_volumes
+
+
+class UntrustedGeometryError(ScanError):
+    """The slices form no regular grid, so that nothing measured on them could be trusted.
+
+    Parameters
+    ----------
+    message : str
+        For the person: names the fault, and where it is in mm.
+    can_resample : bool
+        Resampling onto a regular grid would mend it.
+    """
+
+    def __init__(self, message: str, can_resample: bool = False) -> None:
+        super().__init__(message)
+        self.can_resample = can_resample
 
 
 class MaskError(NapariUnetError):

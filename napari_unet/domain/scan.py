@@ -47,6 +47,12 @@ class Scan:
         One line per oddity that the person should know.
     series : tuple of SeriesInfo
         All series found at the source.
+    window : (low, high) or None
+        Intensities that the source wants shown from black to white; None where it does not say.
+    inverted : bool
+        Low values are meant to be shown white (DICOM's MONOCHROME1); the voxels are as stored.
+    source_files : tuple of Path
+        Where a scan is made of several files: those that hold its voxels. Private, as ``source`` is.
     """
 
     data: NDArray
@@ -57,6 +63,9 @@ class Scan:
     source: Path | None = None
     warnings: tuple[str, ...] = ()
     series: tuple[SeriesInfo, ...] = field(default=())
+    window: tuple[float, float] | None = None
+    inverted: bool = False
+    source_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.axes) != self.data.ndim:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_unet.domain.errors import NapariUnetError, ScanError
+from napari_unet.domain.errors import NapariUnetError, ScanError, VolumeChoiceError
 from napari_unet.domain.scan import Scan
 
 
@@ -53,12 +53,16 @@ class Reader:
         From a path and options to a Scan; raises ScanError and nothing else for a bad file.
     mask_suffix : str
         Suffix of the masks that are written beside sources of this format by default.
+    recognises : callable
+        Looks at a folder, or at a file whose suffix says nothing, and says whether it is of this format; cheap, and
+        raises nothing but OSError.
     """
 
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[Path, ReadOptions], Scan]
     mask_suffix: str
+    recognises: Callable[[Path], bool] = lambda path: False
 
 
 @contextmanager
@@ -95,15 +99,18 @@ def choose_volume(path: Path, n_volumes: int, volume: int | None) -> int:
 
     Raises
     ------
+    VolumeChoiceError
+        There are several and none was chosen; says how many there are.
     ScanError
-        There are several and none was chosen, or the chosen one does not exist; says how many there are.
+        The chosen one does not exist.
     """
     if volume is None:
         if n_volumes == 1:
             return 0
-        raise ScanError(
+        raise VolumeChoiceError(
             f"{path.name} holds {n_volumes} volumes (time points or channels): pass --volume N, "
-            f"with N from 0 to {n_volumes - 1}."
+            f"with N from 0 to {n_volumes - 1}.",
+            n_volumes,
         )
     if not 0 <= volume < n_volumes:
         there_are = "one volume, number 0" if n_volumes == 1 else f"{n_volumes} volumes, numbers 0 to {n_volumes - 1}"

@@ -43,9 +43,9 @@ class UNet(nn.Module):
         )
         self.decoder = nn.ModuleList(DoubleConvolution(2 * a, a, settings) for a in widths[:-1])
         self.head = convolution(n)(widths[0], settings.out_channels, kernel_size=1)
-        # Channels-last convolutions are faster on CPUs and on tensor cores alike.
-        self._memory_format = torch.channels_last if n == 2 else torch.channels_last_3d
-        self.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # torch's annotations lack it
+        # Channels-last prediction is faster on CPUs and on tensor cores alike; activations take on the weights' layout.
+        layout = torch.channels_last if n == 2 else torch.channels_last_3d
+        self.to(memory_format=layout)  # type: ignore[call-overload]  # torch's annotations lack it
 
     @property
     def divisor(self) -> tuple[int, ...]:
@@ -57,7 +57,6 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map an image batch to logits."""
-        x = x.contiguous(memory_format=self._memory_format)
         skips = []
         for encode, down in zip(self.encoder, self.down, strict=False):
             x = encode(x)

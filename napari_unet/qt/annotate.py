@@ -13,6 +13,7 @@ from qtpy.QtWidgets import QApplication, QFrame, QLabel, QMainWindow, QScrollAre
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.progress import Notice
 from napari_unet.qt.bridge import Bridge, guarded
+from napari_unet.qt.drops import DropOpener
 from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.correct import CorrectPanel
 from napari_unet.qt.panels.finish import FinishPanel
@@ -64,6 +65,7 @@ class AnnotateWidget(QWidget):
         self._notice = line("", "Messages")
         self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
+        self._drops = DropOpener(self, viewer, self._guard)
         self.scan = ScanPanel(self.session)
         self.propose = ProposePanel(self.session, self._guard)
         self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
@@ -90,6 +92,7 @@ class AnnotateWidget(QWidget):
             return
         self._closed = True
         self._bridge.close()
+        self._drops.close()
         self.binder.close()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:
@@ -120,6 +123,7 @@ class AnnotateWidget(QWidget):
         if parent is not None and parent is not self._window:
             self._window = parent
             parent.installEventFilter(self)
+            self._drops.watch(parent)
 
     def closeEvent(self, event: Any) -> None:
         """Shut down with the dock."""

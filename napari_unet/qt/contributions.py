@@ -13,7 +13,7 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import can_read, read_scan
 from napari_unet.io.writers import write_mask
-from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, placement
+from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, picture, placement
 
 LayerData = tuple[Any, dict[str, Any], str]
 
@@ -30,7 +30,7 @@ def _read(path: str | Sequence[str]) -> list[LayerData]:
 
 
 def _layer(scan: Scan) -> LayerData:
-    return scan.data, image_arguments(scan, "scan"), "image"
+    return picture(scan), image_arguments(scan, "scan"), "image"
 
 
 def write_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:

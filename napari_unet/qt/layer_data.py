@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Image
+from numpy.typing import NDArray
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import AxisMap, Geometry
@@ -31,15 +32,19 @@ def placement(scan: Scan) -> dict[str, Any]:
     return arguments
 
 
+def picture(scan: Scan) -> NDArray:
+    """Return what napari draws of a scan: all of it, or the first channel where the channels are no colours."""
+    return scan.data[..., 0] if scan.has_channels and not scan.is_rgb else scan.data
+
+
 def image_arguments(scan: Scan, name: str) -> dict[str, Any]:
     """Return what an image layer of a scan is made with, besides its data."""
     arguments = {"name": name, "rgb": scan.is_rgb, "metadata": {SCAN_KEY: scan}, **placement(scan)}
     if not scan.is_rgb:
-        low, high = (
-            float(v) for v in np.percentile(scan.data.reshape(-1)[:: max(1, scan.data.size // 500_000)], (0.5, 99.5))
-        )
+        drawn = picture(scan)
+        low, high = (float(v) for v in np.percentile(drawn.reshape(-1)[:: max(1, drawn.size // 500_000)], (0.5, 99.5)))
         if not high > low:
-            low, high = float(scan.data.min()), float(scan.data.max())
+            low, high = float(drawn.min()), float(drawn.max())
         arguments["contrast_limits"] = (low, high) if high > low else (low, low + 1)
         arguments["colormap"] = "gray"
     return arguments

@@ -21,7 +21,7 @@ from qtpy.QtCore import QTimer
 
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, placement, scan_of_layer
+from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, picture, placement, scan_of_layer
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
 
@@ -132,7 +132,7 @@ class LayerBinder:
         try:
             image = self._adopting
             if image is None:
-                image = Image(state.scan.data, **image_arguments(state.scan, state.name))
+                image = Image(picture(state.scan), **image_arguments(state.scan, state.name))
                 self._viewer.add_layer(image)
             else:
                 # A file's name may be a patient's.

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo  # optimisers import it at their first step: seconds, out of the budget
 from torch import Tensor, nn
 
 from napari_unet.domain.compute import ResolvedCompute
@@ -18,6 +19,7 @@ from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.settings import TrainingSettings
 from napari_unet.patches.sampling import Batch
 from napari_unet.training.losses import masked_cross_entropy, masked_soft_dice
+from napari_unet.training.parts import Gradients, gradients
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +103,8 @@ def train(
     smoothed, step, fraction = math.nan, 0, 0.0
     # The next batch is drawn while this one is learnt from: one after the other, so that a seed means the same batches.
     # On one core: OpenMP would start a second team of threads there, to fight with the first.
-    with ThreadPoolExecutor(1, "napari-unet-batches", initializer=torch.set_num_threads, initargs=(1,)) as drawer:
+    drawing = ThreadPoolExecutor(1, "napari-unet-batches", initializer=torch.set_num_threads, initargs=(1,))
+    with drawing as drawer, gradients(network, compute, settings.batch_size) as differentiate:
         upcoming = drawer.submit(draw)
         while fraction < 1:
             rate = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
@@ -110,7 +113,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             batch, upcoming = upcoming.result(), drawer.submit(draw)
-            loss = _step(network, batch, optimiser, scaler, settings, compute)
+            loss = _step(network, differentiate, batch, optimiser, scaler, settings, compute)
             step += 1
             if average is not None:
                 average.update(step)
@@ -152,6 +155,7 @@ def _optimiser(network: nn.Module, settings: TrainingSettings) -> torch.optim.Op
 
 def _step(
     network: nn.Module,
+    differentiate: Gradients,
     batch: Batch,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -161,16 +165,15 @@ def _step(
     image, labels, reviewed = (
         t.to(compute.device, non_blocking=True) for t in (batch.image, batch.labels, batch.reviewed)
     )
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(compute.precision)
-    with torch.autocast(torch.device(compute.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
-        logits: Tensor = network(image)
-    loss = settings.cross_entropy_weight * masked_cross_entropy(
-        logits, labels, reviewed
-    ) + settings.dice_weight * masked_soft_dice(logits, labels, reviewed)
-    optimiser.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+
+    def loss(logits: Tensor) -> Tensor:
+        return settings.cross_entropy_weight * masked_cross_entropy(
+            logits, labels, reviewed
+        ) + settings.dice_weight * masked_soft_dice(logits, labels, reviewed)
+
+    value = differentiate(image, loss, scaler.scale)
     scaler.unscale_(optimiser)
     nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
     scaler.step(optimiser)
     scaler.update()
-    return float(loss.detach())
+    return float(value)

@@ -1,0 +1,64 @@
+"""Scans dropped onto the window are opened by this plugin, without napari's question which of its readers to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from napari.components import ViewerModel
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtGui import QDropEvent, QGuiApplication
+from qtpy.QtWidgets import QMainWindow, QWidget
+
+from napari_unet.io.registry import can_read
+
+
+class DropOpener(QObject):
+    """Watches for drops while the dock is open.
+
+    Parameters
+    ----------
+    parent : QObject
+        Keeps this alive.
+    viewer : ViewerModel
+        Opens what is dropped.
+    guard : callable
+        Wraps an action so that what goes wrong is said in one sentence.
+    """
+
+    def __init__(self, parent: QObject, viewer: ViewerModel, guard: Callable[..., Callable[..., None]]) -> None:
+        super().__init__(parent)
+        self._open = guard(lambda paths: viewer.open(paths, plugin="napari-unet"))
+        self._watched: list[QWidget] = []
+
+    def watch(self, window: QMainWindow) -> None:
+        """Watch everything in the middle of the window that takes drops."""
+        middle = window.centralWidget()
+        if middle is not None:
+            self._watched = [w for w in (middle, *middle.findChildren(QWidget)) if w.acceptDrops()]
+            for widget in self._watched:
+                widget.installEventFilter(self)
+
+    def close(self) -> None:
+        """Leave drops to napari again."""
+        for widget in self._watched:
+            widget.removeEventFilter(self)
+        self._watched = []
+
+    def eventFilter(self, watched: Any, event: QEvent) -> bool:
+        """Open what was dropped if all of it is ours; with Alt (choose a reader) or Shift (stack) napari does."""
+        if event.type() != QEvent.Type.Drop or QGuiApplication.keyboardModifiers() & (
+            Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.ShiftModifier
+        ):
+            return False
+        assert isinstance(event, QDropEvent)
+        data = event.mimeData()
+        urls = data.urls() if data is not None else []
+        # Through Path: a folder comes with a slash at its end.
+        paths = [str(Path(url.toLocalFile())) for url in urls if url.isLocalFile()]
+        if not paths or len(paths) < len(urls) or not all(can_read(path) for path in paths):
+            return False
+        event.acceptProposedAction()
+        self._open(paths)
+        return True
