@@ -30,27 +30,25 @@ class DropOpener(QObject):
     def __init__(self, parent: QObject, viewer: ViewerModel, guard: Callable[..., Callable[..., None]]) -> None:
         super().__init__(parent)
         self._open = guard(lambda paths: viewer.open(paths, plugin="napari-unet"))
-        self._watched: list[QWidget] = []
+        self._closed = False
 
     def watch(self, window: QMainWindow) -> None:
         """Watch everything in the middle of the window that takes drops."""
         middle = window.centralWidget()
         if middle is not None:
-            self._watched = [w for w in (middle, *middle.findChildren(QWidget)) if w.acceptDrops()]
-            for widget in self._watched:
-                widget.installEventFilter(self)
+            for widget in (middle, *middle.findChildren(QWidget)):
+                if widget.acceptDrops():
+                    widget.installEventFilter(self)
 
     def close(self) -> None:
         """Leave drops to napari again."""
-        for widget in self._watched:
-            widget.removeEventFilter(self)
-        self._watched = []
+        self._closed = True
 
     def eventFilter(self, watched: Any, event: QEvent) -> bool:
         """Open what was dropped if all of it is ours; with Alt (choose a reader) or Shift (stack) napari does."""
-        if event.type() != QEvent.Type.Drop or QGuiApplication.keyboardModifiers() & (
-            Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.ShiftModifier
-        ):
+        if self._closed or event.type() != QEvent.Type.Drop:
+            return False
+        if QGuiApplication.keyboardModifiers() & (Qt.KeyboardModifier.AltModifier | Qt.KeyboardModifier.ShiftModifier):
             return False
         assert isinstance(event, QDropEvent)
         data = event.mimeData()
