@@ -31,3 +31,10 @@ def test_only_the_top_floor_knows_the_window() -> None:
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     # The start of either face imports the window inside a function, after it knows that one is wanted.
     assert found == []
+
+
+def test_the_window_does_not_wait_for_torch() -> None:
+    # Importing it takes seconds, in which the window would not open; only the computing process needs it.
+    code = "import sys, napari_unet.qt.annotate; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"

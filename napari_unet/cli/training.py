@@ -17,8 +17,8 @@ from napari_unet.io.masks import TruthRule
 from napari_unet.session.batch import load_training_folder, settings_for
 from napari_unet.session.models import find_model
 from napari_unet.storage.checkpoint_file import write_checkpoint
-from napari_unet.training.fine_tune import FineTuned, Lesson
 from napari_unet.training.fine_tune import fine_tune as fine_tune_job
+from napari_unet.training.lesson import FineTuned, Lesson
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -25,8 +25,8 @@ from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from napari_unet.inference.predict import Slab
-    from napari_unet.training.fine_tune import FineTuned, Lesson
+    from napari_unet.inference.slabs import Slab
+    from napari_unet.training.lesson import FineTuned, Lesson
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ScanHandle:
 
 @dataclass(frozen=True, eq=False)
 class LessonHandle:
-    """A :class:`~napari_unet.training.fine_tune.Lesson` as it travels: only the planes about which something is known.
+    """A :class:`~napari_unet.training.lesson.Lesson` as it travels: only the planes about which something is known.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class LessonHandle:
 
     def open(self) -> Lesson:
         """Return the lesson over the whole scan; what did not travel is unreviewed."""
-        from napari_unet.training.fine_tune import Lesson
+        from napari_unet.training.lesson import Lesson
 
         scan = self.scan.open()
         labels = np.zeros(scan.spatial_shape, self.labels.dtype)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,55 +18,11 @@ from torch import Tensor
 
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import InferenceSettings, ModelSettings
+from napari_unet.inference.slabs import Slab, SlabResult
 from napari_unet.networks.unet import UNet
 
 # Voxels in one forward pass: beyond this CPU caches and small GPUs suffer.
 _TILE_VOXELS = {2: 512 * 512, 3: 96 * 96 * 96}
-# Planes of a 2D slab: many small ones share one hand-over, large ones go one by one.
-_SLAB_PIXELS = 2**18
-
-
-@dataclass(frozen=True)
-class Slab:
-    """Consecutive planes ``start <= index < stop``."""
-
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, eq=False)
-class SlabResult:
-    """Network classes ``(n, h, w)`` uint8 and confidence ``(n, h, w)`` uint8 (255 = certain) of a slab."""
-
-    slab: Slab
-    classes: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-
-
-def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | None = None) -> list[Slab]:
-    """Return slabs that cover a scan, the plane on screen leading by itself, then outwards.
-
-    Parameters
-    ----------
-    shape : (S, H, W)
-        Of the scan in acquired planes.
-    settings : ModelSettings
-        2D networks work plane by plane; 3D ones in slabs of their tile's depth.
-    first : int, optional
-        Plane on screen; None: from the start, in order.
-    """
-    n_slices, height, width = shape
-    first = None if first is None else int(np.clip(first, 0, n_slices - 1))
-    if settings.network.dimensions == 2:
-        depth = int(np.clip(_SLAB_PIXELS // (height * width), 1, 16))
-    else:
-        depth = n_slices if n_slices <= 96 else 48
-    slabs = [Slab(a, min(a + depth, n_slices)) for a in range(0, n_slices, depth)]
-    if first is not None:
-        slabs.sort(key=lambda slab: abs((slab.start + slab.stop - 1) / 2 - first))
-        if settings.network.dimensions == 2 and n_slices > 1:
-            slabs.insert(0, Slab(first, first + 1))
-    return slabs
 
 
 def predict(

@@ -67,7 +67,8 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     ModelError
         The scan's channels do not fit the model.
     """
-    from napari_unet.inference.predict import plan_slabs, predict
+    from napari_unet.inference.predict import predict
+    from napari_unet.inference.slabs import plan_slabs
     from napari_unet.networks.factory import build, load_weights
     from napari_unet.patches.prepare import prepare
     from napari_unet.training.fine_tune import to_label_values

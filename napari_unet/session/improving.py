@@ -17,7 +17,7 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
 from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.worker import Worker
-from napari_unet.training.fine_tune import CaseVerdict, FineTuned
+from napari_unet.training.lesson import CaseVerdict, FineTuned
 from napari_unet.training.plan import plan
 
 Moved = Callable[["Verdict | None", NapariUnetError | None], None]

@@ -20,7 +20,7 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ModelError, NapariUnetError
 from napari_unet.domain.progress import Progress
 from napari_unet.domain.proposal import Proposal
-from napari_unet.inference.predict import Slab, plan_slabs
+from napari_unet.inference.slabs import Slab, plan_slabs
 from napari_unet.session.history import Step
 from napari_unet.session.models import require_channels
 from napari_unet.session.state import ScanState

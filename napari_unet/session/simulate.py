@@ -23,17 +23,14 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.evaluation.effort import correction_effort, pooled_dice
 from napari_unet.evaluation.simulated_annotator import OracleAnnotator
-from napari_unet.inference.predict import plan_slabs, predict
+from napari_unet.inference.predict import predict
+from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
 from napari_unet.session.models import require_channels, require_classes
-from napari_unet.training.fine_tune import (
-    Lesson,
-    prepare_lesson,
-    to_label_values,
-    train_examples,
-)
+from napari_unet.training.fine_tune import prepare_lesson, to_label_values, train_examples
+from napari_unet.training.lesson import Lesson
 from napari_unet.training.plan import plan
 
 Group = list[LabelledScan]

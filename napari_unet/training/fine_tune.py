@@ -10,7 +10,6 @@ import datetime
 import platform
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,56 +21,16 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import TrainingError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
-from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.evaluation.effort import pooled_dice
-from napari_unet.inference.predict import plan_slabs, predict
+from napari_unet.inference.predict import predict
+from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build, load_weights, weights_of
 from napari_unet.networks.unet import UNet
 from napari_unet.patches.prepare import n_input_channels, prepare
 from napari_unet.patches.sampling import Example, PatchSampler
+from napari_unet.training.lesson import CaseVerdict, FineTuned, Lesson
 from napari_unet.training.loop import train
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """One scan with what is known about it, frozen for training.
-
-    Parameters
-    ----------
-    scan : Scan
-        The image.
-    labels : array over the spatial axes
-        Values of the label schema.
-    reviewed : bool array of the same shape, or None
-        Voxels that teach; None: all.
-    locked : (n_slices,) bool array or None
-        Slices that only judge. Their voxels never teach, reviewed or not.
-    """
-
-    scan: Scan
-    labels: NDArray
-    reviewed: NDArray[np.bool_] | None = None
-    locked: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class CaseVerdict:
-    """Dice of one locked case before (None: no model, or nothing to score) and after."""
-
-    case: str
-    before: float | None
-    after: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class FineTuned:
-    """The new checkpoint with the evidence."""
-
-    checkpoint: Checkpoint
-    verdicts: tuple[CaseVerdict, ...]
-    steps: int
-    seconds: float
 
 
 def to_network_classes(labels: NDArray, schema: LabelSchema) -> NDArray[np.uint8]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import AugmentationSettings, InferenceSettings, ModelSettings, NetworkSettings
-from napari_unet.inference.predict import Slab, plan_slabs, predict, predict_slab
+from napari_unet.inference.predict import predict, predict_slab
+from napari_unet.inference.slabs import Slab, plan_slabs
 from napari_unet.networks.factory import build
 
 CPU = ResolvedCompute("cpu", "float32", 1)

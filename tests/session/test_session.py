@@ -16,7 +16,7 @@ from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.session.batch import predict_scan
 from napari_unet.session.improving import Verdict
 from napari_unet.session.session import Session
-from napari_unet.training.fine_tune import CaseVerdict
+from napari_unet.training.lesson import CaseVerdict
 from tests.session.conftest import Borrowed, assert_same_state, painted, renumbered, snapshot
 from tests.training.lessons import SCHEMA, lesson
 

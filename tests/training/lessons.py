@@ -16,7 +16,7 @@ from napari_unet.domain.settings import (
     NetworkSettings,
     TrainingSettings,
 )
-from napari_unet.training.fine_tune import Lesson
+from napari_unet.training.lesson import Lesson
 
 CPU = ResolvedCompute("cpu", "float32", 1)
 SCHEMA = LabelSchema.of("square")

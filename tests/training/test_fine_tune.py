@@ -12,10 +12,12 @@ from napari_unet.domain.errors import ModelError, TrainingError
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
-from napari_unet.inference.predict import plan_slabs, predict
+from napari_unet.inference.predict import predict
+from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
-from napari_unet.training.fine_tune import Lesson, fine_tune, to_label_values, to_network_classes
+from napari_unet.training.fine_tune import fine_tune, to_label_values, to_network_classes
+from napari_unet.training.lesson import Lesson
 from tests.training.lessons import CPU, SCHEMA, lesson, run, small_settings
 
 

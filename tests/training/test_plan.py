@@ -12,7 +12,8 @@ from napari_unet.domain.errors import SettingsError, TrainingError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.networks.factory import build
-from napari_unet.training.fine_tune import Lesson, fine_tune
+from napari_unet.training.fine_tune import fine_tune
+from napari_unet.training.lesson import Lesson
 from napari_unet.training.plan import PRESETS, plan
 from tests.training.lessons import CPU, LabelSchema, run
 
