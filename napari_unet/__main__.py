@@ -52,14 +52,19 @@ def _app() -> Callable[..., Any]:
 
 def _open(paths: list[Path] | None = None) -> None:
     """Open the window with the plugin docked and the scans loaded (also without any command)."""
-    from napari_unet.domain.errors import ScanError
+    from napari_unet.domain.errors import ScanError, SeriesChoiceError, UntrustedGeometryError, VolumeChoiceError
     from napari_unet.io.registry import read_scan
 
     for path in paths or ():
         if not path.exists():
             raise ScanError(f"There is no file or folder {path}.")
-    scans = [read_scan(path) for path in paths or ()]
     _require_display()
+    scans: list[Any] = []
+    for path in paths or ():
+        try:
+            scans.append(read_scan(path))
+        except (SeriesChoiceError, UntrustedGeometryError, VolumeChoiceError):
+            scans.append(path)  # the window asks
     from napari_unet.qt.start import open_window
 
     open_window(scans)

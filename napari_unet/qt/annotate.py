@@ -66,7 +66,7 @@ class AnnotateWidget(QWidget):
         self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
         self._drops = DropOpener(self, viewer, self._guard)
-        self.scan = ScanPanel(self.session)
+        self.scan = ScanPanel(self.session, self.binder)
         self.propose = ProposePanel(self.session, self._guard)
         self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
         self.improve = ImprovePanel(self.session, self._guard)
@@ -85,6 +85,10 @@ class AnnotateWidget(QWidget):
         """Show one sentence to the person."""
         self._notice.setText(message)
         self._notice.show()
+
+    def open_path(self, path: Path) -> None:
+        """Open a scan, asking what its source leaves open."""
+        self._guard(lambda: self._viewer.open(path, plugin="napari-unet"))()
 
     def shut_down(self) -> None:
         """Stop the work and save what is unsaved; called when dock or window closes, and safe to call twice."""

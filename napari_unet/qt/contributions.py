@@ -11,8 +11,9 @@ import numpy as np
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io.registry import can_read, read_scan
+from napari_unet.io.registry import can_read
 from napari_unet.io.writers import write_mask
+from napari_unet.qt.choosing import read_asking
 from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, picture, placement
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -26,7 +27,9 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
 
 def _read(path: str | Sequence[str]) -> list[LayerData]:
     paths = [path] if isinstance(path, str) else list(path)
-    return [_layer(read_scan(p)) for p in paths]
+    scans = [read_asking(p) for p in paths]
+    # napari's word for "read, but nothing to show": the person cancelled.
+    return [_layer(scan) for scan in scans if scan is not None] or [(None,)]  # type: ignore[list-item]
 
 
 def _layer(scan: Scan) -> LayerData:

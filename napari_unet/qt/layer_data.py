@@ -14,6 +14,13 @@ from napari_unet.domain.scan import Scan
 
 #: Key of a layer's metadata under which its scan lies.
 SCAN_KEY = "napari_unet_scan"
+#: Windows of CT in Hounsfield units, from black to white, by their usual centres and widths.
+CT_WINDOWS = {
+    "soft tissue": (-160.0, 240.0),
+    "lung": (-1350.0, 150.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+}
 _TO_MM = {"millimeter": 1.0, "micrometer": 1e-3, "meter": 1e3, "centimeter": 10.0, "nanometer": 1e-6}
 
 
@@ -41,13 +48,18 @@ def image_arguments(scan: Scan, name: str) -> dict[str, Any]:
     """Return what an image layer of a scan is made with, besides its data."""
     arguments = {"name": name, "rgb": scan.is_rgb, "metadata": {SCAN_KEY: scan}, **placement(scan)}
     if not scan.is_rgb:
-        drawn = picture(scan)
-        low, high = (float(v) for v in np.percentile(drawn.reshape(-1)[:: max(1, drawn.size // 500_000)], (0.5, 99.5)))
-        if not high > low:
-            low, high = float(drawn.min()), float(drawn.max())
-        arguments["contrast_limits"] = (low, high) if high > low else (low, low + 1)
-        arguments["colormap"] = "gray"
+        arguments["contrast_limits"] = scan.window or whole_window(scan)
+        arguments["colormap"] = "gray_r" if scan.inverted else "gray"
     return arguments
+
+
+def whole_window(scan: Scan) -> tuple[float, float]:
+    """Return the intensities between which nearly all voxels of a scan lie (0.5 to 99.5 per cent of a sample)."""
+    drawn = picture(scan)
+    low, high = (float(v) for v in np.percentile(drawn.reshape(-1)[:: max(1, drawn.size // 500_000)], (0.5, 99.5)))
+    if not high > low:
+        low, high = float(drawn.min()), float(drawn.max())
+    return (low, high) if high > low else (low, low + 1)
 
 
 def scan_of_layer(layer: Image) -> Scan:

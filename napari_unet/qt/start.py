@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from napari_unet.domain.scan import Scan
 
 
-def open_window(scans: Sequence[Scan]) -> None:
-    """Open the window with scans loaded; returns when it is closed."""
+def open_window(scans: Sequence[Scan | Path]) -> None:
+    """Open the window with scans loaded; returns when it is closed.
+
+    Parameters
+    ----------
+    scans : sequence of Scan or Path
+        A path is one that leaves a choice, which the window asks for.
+    """
     import napari
 
     viewer = napari.Viewer(title="napari-unet")
     _, widget = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
     for scan in scans:
-        widget.session.add_scan(scan)
+        if isinstance(scan, Path):
+            widget.open_path(scan)
+        else:
+            widget.session.add_scan(scan)
     napari.run()
 
 

@@ -1,7 +1,11 @@
-"""What the active scan is, and what is odd about it."""
+"""What the active scan is, what is odd about it, and which intensities are shown."""
 
 from __future__ import annotations
 
+from qtpy.QtWidgets import QComboBox, QLabel
+
+from napari_unet.qt.layer_data import CT_WINDOWS, whole_window
+from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.parts import Panel, line
 from napari_unet.session.session import Session
 
@@ -9,22 +13,29 @@ _EMPTY = "Drop a scan onto the window, or choose File > Open Sample > U-Net."
 
 
 class ScanPanel(Panel):
-    """One line about the scan, and one for each warning."""
+    """One line about the scan, one for each warning, and the windows of CT."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, binder: LayerBinder) -> None:
         super().__init__("Scan")
-        self._session = session
+        self._session, self._binder = session, binder
         self._about = line(_EMPTY, "Scan")
         self._warnings = line("", "Warnings about the scan")
         self._warnings.setStyleSheet("color: #e69f00;")
         self.body.addWidget(self._about)
         self.body.addWidget(self._warnings)
+        self.window_choice = QComboBox()
+        self.window_choice.setAccessibleName("Intensity window")
+        self.window_choice.setToolTip("Which intensities are shown, from black to white.")
+        self._window_label = QLabel("Window")
+        self.row(self._window_label, self.window_choice).setStretch(1, 1)
+        self.window_choice.activated.connect(self._choose_window)
         session.active_changed.connect(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:
         """Show the active scan."""
         state = self._session.active
+        self._show_windows()
         if state is None:
             self._about.setText(_EMPTY)
             self._warnings.hide()
@@ -40,3 +51,30 @@ class ScanPanel(Panel):
         self._about.setText("  ·  ".join(parts))
         self._warnings.setText("\n".join(f"! {warning}" for warning in scan.warnings))
         self._warnings.setVisible(bool(scan.warnings))
+
+    def _show_windows(self) -> None:
+        state = self._session.active
+        layer = self._binder.image_layer(state) if state is not None else None
+        is_ct = state is not None and layer is not None and state.scan.modality == "CT"
+        self._window_label.setVisible(is_ct)
+        self.window_choice.setVisible(is_ct)
+        self.window_choice.clear()
+        if state is None or layer is None or not is_ct:
+            return
+        if state.scan.window is not None:
+            self.window_choice.addItem("as stored", state.scan.window)
+        for name, window in CT_WINDOWS.items():
+            self.window_choice.addItem(f"{name}  ({window[0]:g} to {window[1]:g} HU)", window)
+        self.window_choice.addItem("everything", None)
+        places = [i for i in range(self.window_choice.count()) if self._window_at(i) == tuple(layer.contrast_limits)]
+        self.window_choice.setCurrentIndex(places[0] if places else self.window_choice.count() - 1)
+
+    def _window_at(self, index: int) -> tuple[float, float] | None:
+        stored = self.window_choice.itemData(index)
+        return None if stored is None else (float(stored[0]), float(stored[1]))
+
+    def _choose_window(self, index: int) -> None:
+        state = self._session.active
+        layer = self._binder.image_layer(state) if state is not None else None
+        if state is not None and layer is not None:
+            layer.contrast_limits = self._window_at(index) or whole_window(state.scan)
