@@ -12,7 +12,6 @@ import os
 import pickle
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from napari_unet.compute.transport import Parcel, dumps, unwrap, wrap
-from napari_unet.domain.errors import EngineError, NapariUnetError
+from napari_unet.domain.errors import EngineError, NapariUnetError, traceback_without_messages
 
 Lane = Literal["quick", "train"]
 
@@ -181,7 +180,7 @@ def run(order: Order) -> Outcome:
                 return Outcome("cancelled", messenger.sent)
             return Outcome("done", messenger.sent, messenger.pack(value))
     except BaseException as error:
-        return Outcome("failed", messenger.sent, dumps(_presentable(error)), _details(error))
+        return Outcome("failed", messenger.sent, dumps(_presentable(error)), traceback_without_messages(error))
     finally:
         with _changed:
             _cancelled.discard(order.job)
@@ -224,10 +223,3 @@ def _portable(error: NapariUnetError) -> NapariUnetError:
             pickle.loads(dumps(candidate))
             return candidate
     return EngineError(str(error))
-
-
-def _details(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error))
-    except Exception:  # an exception whose own __str__ fails
-        return type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -95,3 +96,16 @@ class EngineError(NapariUnetError):
 
 class SessionError(NapariUnetError):
     """An action does not make sense in the session's present state."""
+
+
+def traceback_without_messages(error: BaseException) -> str:
+    """Return where an error and what led to it arose, and of what kind they are; fit for a log.
+
+    The message of an error may hold a path, and so a patient's name.
+    """
+    lines: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        lines += [*traceback.format_tb(link.__traceback__), f"{type(link).__module__}.{type(link).__qualname__}"]
+        link = link.__cause__ or link.__context__
+    return "\n".join(line.rstrip() for line in lines)

@@ -33,6 +33,9 @@ class NetworkSettings(_Frozen):
     )
     norm: Literal["instance", "batch"] = "instance"
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    upsampling: Literal["interpolated", "transposed"] = Field(
+        "interpolated", description="How the decoder enlarges; transposed convolutions leave a checkerboard early on"
+    )
     activation_first: bool = Field(False, description="Conv-activation-norm, as the classic guide has it")
 
 

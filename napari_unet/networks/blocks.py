@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from napari_unet.domain.settings import NetworkSettings
 
@@ -48,13 +49,28 @@ class Downsample(nn.Sequential):
 
 
 class Upsample(nn.Module):
-    """Transposed convolution by the stride of a level."""
+    """Enlargement by the stride of a level: interpolation or a transposed convolution.
+
+    A transposed convolution that has had few steps of training leaves a checkerboard in the masks (Odena et al. 2016,
+    "Deconvolution and Checkerboard Artifacts"). The channels are mixed before the interpolation, which is the same as
+    afterwards, at a fraction of the work.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, settings: NetworkSettings, stride: tuple[int, ...]) -> None:
         super().__init__()
-        kind: Callable[..., nn.Module] = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
-        self.up = kind(in_channels, out_channels, stride, stride=stride)
+        self._stride = stride
+        self._mode = ""
+        if settings.upsampling == "transposed":
+            kind: Callable[..., nn.Module] = nn.ConvTranspose2d if settings.dimensions == 2 else nn.ConvTranspose3d
+            self.up = kind(in_channels, out_channels, stride, stride=stride)
+        else:
+            self._mode = "bilinear" if settings.dimensions == 2 else "trilinear"
+            self.up = convolution(settings.dimensions)(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge the spatial axes by the stride."""
-        return self.up(x)
+        x = self.up(x)
+        if not self._mode:
+            return x
+        size = [n * s for n, s in zip(x.shape[2:], self._stride, strict=True)]
+        return functional.interpolate(x, size, mode=self._mode, align_corners=False)

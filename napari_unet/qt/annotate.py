@@ -21,6 +21,7 @@ from napari_unet.qt.panels.improve import ImprovePanel
 from napari_unet.qt.panels.parts import line
 from napari_unet.qt.panels.propose import ProposePanel
 from napari_unet.qt.panels.scan import ScanPanel
+from napari_unet.session.log import log_to_file
 from napari_unet.session.session import Session
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class AnnotateWidget(QWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
+        log_to_file()
         self.setObjectName("napari-unet-annotate")
         self._closed = False
         self._window: QMainWindow | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import traceback
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_log_dir
+
+from napari_unet.domain.errors import traceback_without_messages
 
 
 class PrivateFormatter(logging.Formatter):
@@ -16,11 +17,7 @@ class PrivateFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         """Return the traceback of an error and of what led to it, without messages."""
-        lines, error = [], ei[1]
-        while error is not None:
-            lines += [*traceback.format_tb(error.__traceback__), f"{type(error).__module__}.{type(error).__qualname__}"]
-            error = error.__cause__ or error.__context__
-        return "\n".join(line.rstrip() for line in lines)
+        return traceback_without_messages(ei[1])
 
 
 def log_file() -> Path:

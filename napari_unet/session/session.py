@@ -6,7 +6,6 @@ arrives through :meth:`Session.poll`. Views listen to the signals and send inten
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ from napari_unet.session.proposing import ProposalRun
 from napari_unet.session.state import ScanState
 from napari_unet.session.worker import Worker
 from napari_unet.storage.project_folder import ProjectFolder
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -448,7 +445,6 @@ class Session:
             self._tell(str(error))
 
     def _tell(self, message: str) -> None:
-        _log.info("notice: %s", message)
         self.notified.emit(Notice(message))
 
 

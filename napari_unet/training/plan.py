@@ -152,6 +152,7 @@ def _classic(settings: ModelSettings) -> ModelSettings:
             "network.max_channels": 1024,
             "network.norm": "batch",
             "network.activation": "relu",
+            "network.upsampling": "transposed",
             "network.activation_first": True,
             "augmentation.rotation_degrees": 15,
             "augmentation.mirror": (),

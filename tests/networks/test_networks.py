@@ -47,7 +47,7 @@ def test_every_voxel_of_a_batch_is_for_itself(settings):
     spatial = tuple(2 * d if d > 1 else 5 for d in network.divisor)
     x = torch.randn(2, settings.in_channels, *spatial, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-4, rtol=1e-4)
 
 
 @each_variant

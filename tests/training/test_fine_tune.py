@@ -40,7 +40,7 @@ def proposed(checkpoint, scan):
     return to_label_values(np.concatenate([r.classes for r in results]), checkpoint.card.label_schema)
 
 
-@pytest.mark.parametrize(("dimensions", "steps"), [(2, 120), (3, 120)])
+@pytest.mark.parametrize(("dimensions", "steps"), [(2, 160), (3, 120)])
 def test_a_bright_square_is_learnt_in_a_few_steps(dimensions, steps):
     """And found in a scan that was never seen."""
     shape = (8, 24, 24)
