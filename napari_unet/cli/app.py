@@ -39,10 +39,16 @@ def info(
     json: o.Json = None,
 ) -> None:
     """Say how a scan is read: axes, spacing, orientation, what is odd about it."""
-    from napari_unet.io.info import describe
+    from napari_unet.domain.errors import SeriesChoiceError
+    from napari_unet.io.info import describe, describe_choice
     from napari_unet.io.registry import read_scan
 
-    result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
+    try:
+        result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
+    except SeriesChoiceError as several:
+        if series is not None:
+            raise
+        result = describe_choice(several.series)
     write_json(result, json)
     if json is None:
         print_result(to_json(result))
@@ -54,7 +60,10 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="Folder for the masks.")],
     model: Annotated[str, typer.Option("--model", metavar="NAME|FILE")],
     format: Annotated[
-        str | None, typer.Option("--format", help="nifti, tiff or png; like the source by default.")
+        str | None,
+        typer.Option(
+            "--format", help="nifti, dicom-seg, seg-nrrd, tiff, ome-zarr or png; like the source's by default."
+        ),
     ] = None,
     device: o.Device = "auto",
     runtime: Annotated[str, typer.Option("--runtime", help="auto or torch.")] = "auto",
@@ -72,6 +81,7 @@ def predict(
 ) -> None:
     """Write masks for scans and folders."""
     from napari_unet.io.registry import read_scan
+    from napari_unet.io.writers import require_format
     from napari_unet.session.batch import find_targets, predict_targets
     from napari_unet.session.models import find_task_model
 
@@ -81,8 +91,8 @@ def predict(
         o.not_there_yet("--uncertainty")
     if runtime not in ("auto", "torch"):
         o.not_there_yet(f"--runtime {runtime}")
-    if format not in (None, "nifti", "tiff", "png"):
-        o.not_there_yet(f"--format {format}")
+    if format is not None:
+        require_format(format)
     checkpoint = find_task_model(model)
     targets = find_targets(paths)
     resolved = _resolve(device)
@@ -105,6 +115,8 @@ def predict(
             raise outcome.error
         failures.append(outcome)
         say(f"error: {outcome.target.source.name}: {outcome.error}")
+    if format == "dicom-seg":
+        say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
     if failures:
         say(f"error: {len(failures)} of {len(targets)} scans failed; the others were written.")
         raise typer.Exit(1)

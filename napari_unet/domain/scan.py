@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.geometry import Geometry
+
+#: What is said where a lazy scan cannot be worked on.
+TOO_LARGE = (
+    "This scan is too large for this computer's memory: it can be looked at, but not segmented. Save a part of it, or "
+    "a lower resolution, and open that."
+)
+#: Most bytes of a lazy scan that are held at once.
+_PIECE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,8 @@ class Scan:
     data : array
         ``[z, y, x]`` or ``[y, x]``, with a trailing channel axis where ``axes`` ends in ``c``. Native byte
         order, finite, any real dtype. Volumes stand in LPS: z rises towards the head, y to the back, x to the
-        left of the patient.
+        left of the patient. A scan too large for the memory is a dask array instead, which is read from the disk
+        where it is indexed (then :attr:`is_lazy`); its shape, dtype and indexing are those of a numpy array.
     axes : str
         One letter per axis of ``data``: ``zyx``, ``yx``, ``zyxc`` or ``yxc``.
     geometry : Geometry
@@ -101,12 +113,22 @@ class Scan:
         """Spacing in mm, or ones (pixels) where it is not known."""
         return self.geometry.spacing or (1.0,) * len(self.spatial_shape)
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the voxels stay on the disk until they are asked for."""
+        return not isinstance(self.data, np.ndarray)
+
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the voxels, their shape and dtype; equal content has an equal fingerprint, whatever its name."""
+        """Hash of the voxels, their shape and dtype; equal content has an equal fingerprint, whatever its name.
+
+        It does not depend on how the voxels are stored either, so that work on a scan is found again on a machine
+        with more memory. A lazy scan is read through once, piece by piece.
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.data.shape}{self.data.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(self.data).view(np.uint8).data)
+        for piece in [self.data] if not self.is_lazy else _in_order(self.data):
+            digest.update(np.ascontiguousarray(piece).view(np.uint8).data)
         return digest.hexdigest()
 
     def channels_first(self) -> NDArray:
@@ -124,3 +146,18 @@ class Scan:
         if self.slice_axis is None:
             return planes[0]
         return np.moveaxis(planes, 0, self.slice_axis)
+
+
+def _in_order(array: Any) -> Iterator[NDArray]:
+    """Yield the elements of a lazy array in C order, in pieces of a bounded size."""
+    plane = math.prod(array.shape[1:]) * array.dtype.itemsize
+    if plane > _PIECE_BYTES and array.ndim > 1:
+        for index in range(array.shape[0]):
+            yield from _in_order(array[index])
+        return
+    step = max(1, _PIECE_BYTES // max(plane, 1))
+    # Whole layers of chunks, where they fit: each is decoded once then.
+    layer = max(array.chunks[0])
+    step -= step % layer if step > layer else 0
+    for start in range(0, array.shape[0], step):
+        yield np.asarray(array[start : start + step])

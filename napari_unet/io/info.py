@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from napari_unet.domain.scan import Scan
+from napari_unet.domain.scan import Scan, SeriesInfo
 
 
 def describe(scan: Scan) -> dict[str, Any]:
@@ -26,9 +27,19 @@ def describe(scan: Scan) -> dict[str, Any]:
         "affine": None if geometry.affine is None else geometry.affine.tolist(),
         "dtype": str(scan.data.dtype),
         "modality": scan.modality,
-        "series": [
-            {"uid": s.uid, "description": s.description, "shape": [int(n) for n in s.shape], "chosen": s.chosen}
-            for s in scan.series
-        ],
+        "series": _listed(scan.series),
         "warnings": list(scan.warnings),
     }
+
+
+def describe_choice(series: Sequence[SeriesInfo]) -> dict[str, Any]:
+    """Return the same keys for a source of several series, none of which is chosen: all None, but for ``series``."""
+    unknown = ("axes", "shape", "spacing_mm", "orientation", "affine", "dtype", "modality")
+    return {**dict.fromkeys(unknown), "series": _listed(series), "warnings": []}
+
+
+def _listed(series: Sequence[SeriesInfo]) -> list[dict[str, Any]]:
+    return [
+        {"uid": s.uid, "description": s.description, "shape": [int(n) for n in s.shape], "chosen": s.chosen}
+        for s in series
+    ]

@@ -5,28 +5,29 @@ A new format is one module with a ``READER`` and one entry here; callers do not 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from napari_unet.domain.errors import ScanError
-from napari_unet.domain.scan import Scan
-from napari_unet.io import nifti, raster, tiff
+from napari_unet.domain.scan import Scan, SeriesInfo
+from napari_unet.io import dicom, metaimage, nifti, nrrd, ome_zarr, raster, tiff
 from napari_unet.io.reading import Reader, ReadOptions
 
-READERS: tuple[Reader, ...] = (nifti.READER, tiff.READER, raster.READER)
+READERS: tuple[Reader, ...] = (
+    nifti.READER,
+    nrrd.READER,
+    metaimage.READER,
+    ome_zarr.READER,
+    dicom.READER,
+    tiff.READER,
+    raster.READER,
+)
 
 _READER_OF = {suffix: reader for reader in READERS for suffix in reader.suffixes}
 _LONGEST_FIRST = tuple(sorted(_READER_OF, key=len, reverse=True))
-
-#: Formats that are recognised so that the person hears their name; reading them is work to come.
-_NOT_READ_YET = {
-    ".dcm": "DICOM",
-    ".ima": "DICOM",
-    ".nrrd": "NRRD",
-    ".nhdr": "NRRD",
-    ".zarr": "OME-Zarr",
-    ".mha": "MetaImage",
-    ".mhd": "MetaImage",
-}
+#: Suffixes that folders have; any other is part of a folder's name.
+_FOLDER_SUFFIXES = ome_zarr.SUFFIXES
 
 
 def read_scan(
@@ -42,9 +43,9 @@ def read_scan(
     Parameters
     ----------
     path : Path or str
-        A file in one of the formats of :data:`READERS`.
+        A file in one of the formats of :data:`READERS`, or a folder that is a scan: a DICOM series, OME-Zarr.
     series : str, optional
-        Identifier of the series to load, where a source holds several.
+        Identifier of the series to load, or the beginning of only one, where a source holds several.
     volume : int, optional
         Which volume of a time series, counted from 0.
     untrusted : bool
@@ -66,51 +67,94 @@ def read_scan(
 
 
 def read_with(path: Path, options: ReadOptions) -> Scan:
-    """Read one scan with the reader that its suffix names; see :func:`read_scan`."""
-    reader = reader_of(path)
-    try:
-        if not path.exists():
-            raise ScanError(f"There is no file {path}.")
-        if reader is None or path.is_dir():
-            raise ScanError(_cannot_read(path))
-    except OSError as error:
-        raise ScanError(f"{path.name} cannot be opened: {error.strerror}.") from error
-    if options.series is not None:
+    """Read one scan with the reader that its suffix or its content names; see :func:`read_scan`."""
+    reader = _reader_or_raise(path)
+    if options.series is not None and reader is not dicom.READER:
         raise ScanError(f"{path.name} is a {reader.name} file, which has no series to choose from: leave --series out.")
     return reader.read(path, options)
 
 
+def list_series(path: Path | str, *, untrusted: bool = False) -> tuple[SeriesInfo, ...]:
+    """Return the series at a path, without reading voxels; empty for formats that have none.
+
+    Parameters
+    ----------
+    path : Path or str
+        As for :func:`read_scan`.
+    untrusted : bool
+        List what only loads as untrusted, too.
+
+    Raises
+    ------
+    ScanError
+        Nothing there, or nothing that can be read.
+    """
+    path = Path(path)
+    return dicom.list_series(path, untrusted) if _reader_or_raise(path) is dicom.READER else ()
+
+
 def can_read(path: Path | str) -> bool:
-    """Return whether a path's suffix is one that is read; the file is not touched."""
+    """Return whether a path is a scan, by its suffix or, where that says nothing, by a look at its first bytes."""
     return reader_of(Path(path)) is not None
 
 
 def reader_of(path: Path) -> Reader | None:
-    """Return the reader for a path's suffix, or None."""
-    return _READER_OF.get(_suffix(path.name))
+    """Return the reader for a path: by its suffix, else the first that recognises its content; or None."""
+    try:
+        return _find_reader(path)
+    except OSError:
+        return None
+
+
+def _find_reader(path: Path) -> Reader | None:
+    by_suffix = _READER_OF.get(_suffix(path))
+    return by_suffix or next((reader for reader in READERS if reader.recognises(path)), None)
+
+
+def _reader_or_raise(path: Path) -> Reader:
+    try:
+        if not path.exists():
+            raise ScanError(f"There is no file {path}.")
+        reader = _find_reader(path)
+    except OSError as error:
+        raise ScanError(f"{path.name} cannot be opened: {error.strerror}.") from error
+    if reader is not None:
+        return reader
+    if path.is_dir():
+        raise ScanError(
+            f"{path} is a folder and not a scan (it holds no DICOM images and is no OME-Zarr): give a scan in it."
+        )
+    readable = ", ".join(suffix for reader in READERS for suffix in reader.suffixes)
+    raise ScanError(f"{path.name} is in no format that is read: these are {readable}, and DICOM without a suffix.")
 
 
 def source_stem(path: Path | str) -> str:
-    """Return a source's name without the suffix of its format; ``.nii.gz`` and the like go as a whole."""
-    name = Path(path).name
-    return name[: len(name) - len(_suffix(name))]
+    """Return a source's name without the suffix of its format; ``.nii.gz`` and the like go as a whole.
+
+    The stem of a DICOM folder is its name.
+    """
+    path = Path(path)
+    return path.name[: len(path.name) - len(_suffix(path))]
 
 
 def find_sources(folder: Path | str, recursive: bool = True) -> list[Path]:
-    """Return the readable files of a folder.
+    """Return the scans in a folder: files, and folders that are scans.
+
+    A folder that directly holds DICOM images is one source; its DICOM files are not listed, but files of other formats
+    and its subfolders are looked at. An OME-Zarr folder is one source and is not looked into.
 
     Parameters
     ----------
     folder : Path or str
-        Where to look.
+        Where to look. It is a source itself, if it is one.
     recursive : bool
-        Look into its subfolders too.
+        Look into its subfolders too; else only whether they are sources.
 
     Returns
     -------
     list of Path
-        Sorted by their path below ``folder`` as strings. Hidden files and folders, those that file managers leave
-        behind, and everything that cannot be read are skipped.
+        Sorted by their path below ``folder`` as strings, ``folder`` itself first. Hidden files and folders, those
+        that file managers leave behind, and everything that cannot be read are skipped.
 
     Raises
     ------
@@ -120,42 +164,33 @@ def find_sources(folder: Path | str, recursive: bool = True) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ScanError(f"There is no folder {folder}.")
-    found = {}
-    for path in folder.rglob("*") if recursive else folder.iterdir():
-        below = path.relative_to(folder)
-        is_junk = any(part.startswith(".") or part == "__MACOSX" for part in below.parts)
-        if not is_junk and can_read(path) and path.is_file():
-            found[below.as_posix()] = path
-    return [found[name] for name in sorted(found)]
+    found = {path.relative_to(folder).as_posix(): path for path in _sources_in(folder, 2**31 if recursive else 1)}
+    return [found[name] for name in sorted(found, key=lambda name: (name != ".", name))]
 
 
-def _suffix(name: str) -> str:
-    lower = name.lower()
-    return next((suffix for suffix in _LONGEST_FIRST if lower.endswith(suffix)), "")
+def _sources_in(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the sources in a folder and in its subfolders down to a depth; at depth 0 the folder itself only."""
+    reader = reader_of(folder)
+    if reader is not None:
+        yield folder
+    if depth == 0 or reader not in (None, dicom.READER):
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _sources_in(path, depth - 1)
+        elif entry.is_file() and _READER_OF.get(_suffix(path)) not in (None, dicom.READER):
+            yield path
 
 
-def _cannot_read(path: Path) -> str:
-    readable = ", ".join(suffix for reader in READERS for suffix in reader.suffixes)
-    kind = _NOT_READ_YET.get(path.suffix.lower())
-    if kind is None and path.is_dir():
-        kind = _kind_inside(path)
-        if kind is None:
-            return f"{path} is a folder and not a scan: give one of its files."
-    if kind is None and _is_dicom(path):
-        kind = "DICOM"
-    if kind is not None:
-        return f"{path.name} is {kind}, which this version does not read yet: convert it to NIfTI."
-    return f"{path.name} is in no format that is read: these are {readable}."
-
-
-def _kind_inside(folder: Path) -> str | None:
-    if (folder / ".zattrs").exists() or (folder / "zarr.json").exists():
-        return "OME-Zarr"
-    return "DICOM" if any(_is_dicom(child) for child in sorted(folder.iterdir())[:20] if child.is_file()) else None
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+def _suffix(path: Path) -> str:
+    """Return the suffix of a format at the end of a name, or nothing."""
+    lower = path.name.lower()
+    found = next((suffix for suffix in _LONGEST_FIRST if lower.endswith(suffix)), "")
+    return found if found in _FOLDER_SUFFIXES or not path.is_dir() else ""

@@ -36,6 +36,12 @@ _MM_PER_UNIT = {
     "microns": 1e-3,
     "micrometer": 1e-3,
     "nm": 1e-6,
+    "å": 1e-7,
+    "pm": 1e-9,
+    "dm": 100.0,
+    "km": 1e6,
+    "thou": 0.0254,
+    "ft": 304.8,
 }
 _READABLE = {
     tifffile.PHOTOMETRIC.MINISBLACK,
@@ -84,7 +90,7 @@ def read_tiff(path: Path, options: ReadOptions) -> Scan:
             axes += "c" * (array.ndim - len(axes))
         orientation = int(page.tags["Orientation"].value) if "Orientation" in page.tags else 1
         has_opacity = bool(_OPACITY & set(page.extrasamples)) or page.samplesperpixel == 4
-        spacing = _spacing_mm(file, with_z="z" in axes)
+        spacing = spacing_mm(file, with_z="z" in axes)
 
     if orientation != 1:
         array = upright(array, orientation, axes.index("y"))
@@ -155,7 +161,8 @@ def _canonical_axes(array: NDArray, axes: str, path: Path, volume: int | None) -
     return np.transpose(array, [letters.index(letter) for letter in target]), target
 
 
-def _spacing_mm(file: tifffile.TiffFile, with_z: bool) -> tuple[float, ...] | None:
+def spacing_mm(file: tifffile.TiffFile, with_z: bool) -> tuple[float, ...] | None:
+    """Return the millimetres between pixels along ``[z,] y, x`` as ImageJ or OME states them, or None."""
     if file.is_ome:
         steps = _ome_steps(file)
     elif file.is_imagej:

@@ -1,38 +1,53 @@
-"""Masks to files: on the acquired grid, checked after writing, and never half-written.
+"""The one door for writing masks: which formats there are, and what must hold before any of them is written.
 
-Only labels are written here; scans are not, and a source is never overwritten.
+Only labels are written here; scans are not, and a source is never overwritten. How each format is written stands in
+a module of its own, and how a file takes its place in :mod:`napari_unet.io.replacing`.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Literal
 
-import nibabel as nib
 import numpy as np
-import tifffile
-from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
-from PIL import Image
 
-from napari_unet.domain.errors import ExportError, ScanError
-from napari_unet.domain.geometry import LPS_FROM_RAS
+from napari_unet.domain.errors import ExportError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io import nifti
 from napari_unet.io.masks import distinct_values
-from napari_unet.io.nifti import grid_and_affine, read_header, unplaced_axis_map, with_sane_pixdim
 from napari_unet.io.registry import reader_of
+from napari_unet.io.replacing import MaskFile, put_in_place
+from napari_unet.io.write_nifti import nifti_mask
+from napari_unet.io.write_nrrd import seg_nrrd_mask
+from napari_unet.io.write_ome_zarr import ome_zarr_mask, refuse_foreign_folder
+from napari_unet.io.write_pictures import png_mask, tiff_mask
 
-_SUFFIX_OF = {"nifti": ".nii.gz", "tiff": ".tif", "png": ".png"}
-_NOT_YET = ("dicom-seg", "seg-nrrd", "ome-zarr")
-_POSITION_FIELDS = (
-    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
-    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
-)
+#: Who drew a mask, in DICOM's words.
+Algorithm = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
+
+_SUFFIX_OF = {
+    **{"nifti": ".nii.gz", "dicom-seg": ".dcm", "seg-nrrd": ".seg.nrrd"},
+    **{"tiff": ".tif", "ome-zarr": ".ome.zarr", "png": ".png"},
+}
+#: What write_mask takes, longest first, and the suffix of the temporary file.
+_WRITTEN = {
+    **{".seg.nrrd": ".seg.nrrd", ".ome.zarr": ".ome.zarr", ".nii.gz": ".nii.gz", ".nii": ".nii"},
+    **{".tiff": ".tif", ".tif": ".tif", ".png": ".png", ".dcm": ".dcm"},
+}
+
+
+def require_format(name: str) -> None:
+    """Refuse a format that masks are not written in.
+
+    Raises
+    ------
+    ExportError
+        Names those there are.
+    """
+    if name not in _SUFFIX_OF:
+        raise ExportError(f"There is no format {name!r}: take one of {', '.join(_SUFFIX_OF)}.")
 
 
 def mask_suffix(format_name: str | None, scan: Scan) -> str:
@@ -41,29 +56,41 @@ def mask_suffix(format_name: str | None, scan: Scan) -> str:
     Parameters
     ----------
     format_name : str or None
-        ``nifti``, ``tiff`` or ``png``; None: like the source's.
+        ``nifti``, ``dicom-seg``, ``seg-nrrd``, ``tiff``, ``ome-zarr`` or ``png``; None: like the source's.
     scan : Scan
         The source.
 
     Raises
     ------
     ExportError
-        Unknown, not available yet, or a volume as PNG.
+        Unknown, or a volume as PNG.
     """
     if format_name is None:
         reader = reader_of(scan.source) if scan.source is not None else None
         suffix = ".nii.gz" if reader is None else reader.mask_suffix
-    elif format_name in _NOT_YET:
-        raise ExportError(f"Format {format_name} is not available yet: take one of {', '.join(_SUFFIX_OF)}.")
-    elif format_name not in _SUFFIX_OF:
-        raise ExportError(f"There is no format {format_name!r}: take one of {', '.join(_SUFFIX_OF)}.")
     else:
+        require_format(format_name)
         suffix = _SUFFIX_OF[format_name]
     _refuse_volume_as_picture(suffix, scan)
     return suffix
 
 
-def write_mask(labels: NDArray, scan: Scan, path: Path | str, schema: LabelSchema) -> None:
+def format_of(path: Path | str) -> str | None:
+    """Return the name of the format that a mask's suffix stands for, such as ``seg-nrrd``; None if for none."""
+    written = _WRITTEN.get(_suffix(Path(path)), "")
+    written = ".nii.gz" if written == ".nii" else written
+    return next((name for name, suffix in _SUFFIX_OF.items() if suffix == written), None)
+
+
+def write_mask(
+    labels: NDArray,
+    scan: Scan,
+    path: Path | str,
+    schema: LabelSchema,
+    *,
+    algorithm: Algorithm = "SEMIAUTOMATIC",
+    model_name: str | None = None,
+) -> None:
     """Write the labels of a scan; the suffix names the format.
 
     Parameters
@@ -71,12 +98,18 @@ def write_mask(labels: NDArray, scan: Scan, path: Path | str, schema: LabelSchem
     labels : integer array
         Over the scan's spatial axes, as loaded; 0 is background.
     scan : Scan
-        The scan they belong to. NIfTI masks of NIfTI scans get its axes and the very same position fields.
+        The scan they belong to. The mask goes on the grid that was acquired; NIfTI masks of NIfTI scans get the very
+        same position fields.
     path : Path or str
-        ``.nii.gz``, ``.nii``, ``.tif``, ``.tiff`` or ``.png`` (2D). Folders are made; an older mask is replaced
-        in one step after the new one was read back and found equal.
+        ``.nii.gz``, ``.nii``, ``.seg.nrrd``, ``.ome.zarr`` (a folder), ``.tif``, ``.tiff``, ``.png`` (2D) or ``.dcm``
+        (DICOM-SEG, of scans that are DICOM). Folders are made; an older mask is replaced in one step after the new
+        one was read back and found equal.
     schema : LabelSchema
         The classes; ids up to 255 are written as uint8, else uint16.
+    algorithm : {"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}
+        Who drew it, in DICOM's words; stands in DICOM-SEG.
+    model_name : str, optional
+        The model that proposed; stands in DICOM-SEG.
 
     Raises
     ------
@@ -89,20 +122,37 @@ def write_mask(labels: NDArray, scan: Scan, path: Path | str, schema: LabelSchem
     unknown = distinct_values(labels) - {0, *schema.ids}
     if unknown:
         raise ExportError(f"The mask holds labels that have no class: {', '.join(map(str, sorted(unknown)))}.")
+    suffix = _suffix(path)
+    _refuse_volume_as_picture(suffix, scan)
+    _refuse_source(path, scan)
     labels = labels.astype(np.uint8 if max(schema.ids) <= 255 else np.uint16)
+    if suffix == ".dcm":
+        from napari_unet.io.dicom_seg import write_dicom_seg
+
+        write_dicom_seg(labels, scan, path, schema, algorithm=algorithm, model_name=model_name)
+        return
+    put_in_place(path, _WRITTEN.get(suffix, suffix), _mask_file(suffix, labels, scan, path, schema))
+
+
+def _mask_file(suffix: str, labels: NDArray, scan: Scan, path: Path, schema: LabelSchema) -> MaskFile:
+    if suffix in nifti.SUFFIXES:
+        return nifti_mask(labels, scan)
+    if suffix == ".seg.nrrd":
+        return seg_nrrd_mask(labels, scan, schema)
+    if suffix == ".ome.zarr":
+        refuse_foreign_folder(path)
+        return ome_zarr_mask(labels, scan, schema)
+    if suffix in (".tif", ".tiff"):
+        return tiff_mask(labels, scan)
+    if suffix == ".png":
+        return png_mask(labels)
+    written = [".nii.gz", ".nii", ".seg.nrrd", ".ome.zarr", ".dcm", ".tif"]
+    raise ExportError(f"{path.name} names no format that masks are written in: {', '.join(written)} or .png.")
+
+
+def _suffix(path: Path) -> str:
     lower = path.name.lower()
-    if lower.endswith(nifti.SUFFIXES):
-        suffix, write = next(s for s in nifti.SUFFIXES if lower.endswith(s)), _nifti_writer(labels, scan)
-    elif lower.endswith((".tif", ".tiff")):
-        suffix, write = ".tif", _tiff_writer(labels, scan)
-    elif lower.endswith(".png"):
-        suffix, write = ".png", _png_writer(labels)
-        _refuse_volume_as_picture(suffix, scan)
-    else:
-        raise ExportError(f"{path.name} names no format that masks are written in: .nii.gz, .nii, .tif or .png.")
-    if scan.source is not None and _same_file(path, scan.source):
-        raise ExportError(f"{path.name} is the scan itself: choose another folder for the masks.")
-    _write_atomically(path, suffix, write)
+    return next((suffix for suffix in _WRITTEN if lower.endswith(suffix)), "")
 
 
 def _refuse_volume_as_picture(suffix: str, scan: Scan) -> None:
@@ -110,129 +160,19 @@ def _refuse_volume_as_picture(suffix: str, scan: Scan) -> None:
         raise ExportError("A PNG holds one slice and this is a volume: write it as nifti or tiff.")
 
 
+def _refuse_source(path: Path, scan: Scan) -> None:
+    sources = [source for source in (scan.source, *scan.source_files) if source is not None]
+    if any(_same_file(path, source) for source in sources):
+        raise ExportError(f"{path.name} is the scan itself: choose another folder for the masks.")
+    for source in sources:
+        # A mask that is a folder takes the place of all that is in it; one inside a zarr folder would spoil that.
+        for around, inside in ((path, source), (source, path)):
+            if around.suffix.lower() == ".zarr" and around.resolve() in inside.resolve().parents:
+                raise ExportError(f"{path.name} and the scan lie in one another: choose another folder for the masks.")
+
+
 def _same_file(one: Path, other: Path) -> bool:
     try:
         return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
     except OSError:
         return False
-
-
-def _write_atomically(path: Path, suffix: str, write: Callable[[Path], None]) -> None:
-    """Write beside the target, make sure that it lies on the disk, then put it in place."""
-    # Short and hidden: the target's own name may already be as long as the file system allows.
-    temporary = path.parent / f".{secrets.token_hex(6)}{suffix}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ExportError(f"{path.name} could not be written to {path.parent}: {error.strerror or error}.") from error
-
-
-def _confirm(same: bool) -> None:
-    if not same:
-        raise ExportError("The mask read back from the disk is not the one written: check the disk and try again.")
-
-
-def _nifti_writer(labels: NDArray, scan: Scan) -> Callable[[Path], None]:
-    array, header = _on_source_grid(labels, scan) or _on_own_grid(labels, scan)
-    header.set_data_dtype(labels.dtype)
-    header.set_data_shape(array.shape)
-    header.set_intent("label")
-    header["cal_min"], header["cal_max"] = 0, labels.max()
-    # The affine stands in the header's fields; handing it over again would make nibabel rewrite them.
-    image = nib.Nifti1Image if type(header) is Nifti1Header else nib.Nifti2Image
-    affine = header.get_best_affine()
-
-    def write(path: Path) -> None:
-        nib.save(image(array, None, header), path)
-        back = cast(nib.Nifti1Image, nib.load(path))
-        _confirm(
-            back.get_data_dtype() == labels.dtype
-            and np.array_equal(np.asanyarray(back.dataobj), array)
-            and np.allclose(back.affine, affine, rtol=0, atol=1e-6)
-        )
-
-    return write
-
-
-def _on_source_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, Nifti1Header] | None:
-    """Return labels and a fresh header with the source's position, or None where the source is not (any more) it."""
-    if scan.source is None or not scan.source.name.lower().endswith(nifti.SUFFIXES):
-        return None
-    try:
-        source = with_sane_pixdim(read_header(scan.source))
-        shape, affine = grid_and_affine(source, scan.source)
-    except ScanError:
-        return None
-    ours, axis_map = scan.geometry.source_affine, scan.geometry.axis_map
-    same_position = affine is ours if affine is None or ours is None else np.array_equal(affine, ours)
-    array = axis_map.to_source(labels)
-    if not same_position or (*array.shape, 1)[:3] != shape:
-        return None
-    # Only what says where the voxels stand: descriptions and extensions can carry a patient's name.
-    header = type(source)()
-    for name in _POSITION_FIELDS:
-        header[name] = source[name]
-    header["pixdim"][4:] = 1
-    return array.reshape(shape if source["dim"][0] > 2 else shape[:2]), header
-
-
-def _on_own_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, Nifti1Header]:
-    """Return labels with axes x, y, z and a header in millimetres."""
-    header = Nifti1Header()
-    affine, spacing = scan.geometry.affine, scan.geometry.spacing
-    if affine is not None:
-        array = labels.transpose()
-        ras = LPS_FROM_RAS @ affine @ np.eye(4)[[2, 1, 0, 3]]
-        header.set_data_shape(array.shape)
-        header.set_sform(ras, code="scanner")
-        header["pixdim"][1:4] = np.linalg.norm(ras[:3, :3], axis=0)
-    else:
-        axis_map = unplaced_axis_map(labels.ndim)
-        array = axis_map.to_source(labels)
-        array = array.reshape(*array.shape, 1) if array.ndim == 2 else array
-        steps = spacing or (1.0,) * labels.ndim
-        header.set_data_shape(array.shape)
-        header["pixdim"][1 : labels.ndim + 1] = [steps[axis_map.permutation.index(axis)] for axis in range(labels.ndim)]
-    header.set_xyzt_units("mm" if spacing is not None else "unknown")
-    return array, header
-
-
-def _tiff_writer(labels: NDArray, scan: Scan) -> Callable[[Path], None]:
-    axes = "ZYX"[-labels.ndim :]
-    spacing = scan.geometry.spacing
-
-    def write(path: Path) -> None:
-        if spacing is None:
-            tifffile.imwrite(path, labels, photometric="minisblack", compression="zlib", metadata={"axes": axes})
-        else:
-            calibration = {"axes": axes, "unit": "mm"} | ({"spacing": spacing[0]} if labels.ndim == 3 else {})
-            resolution = (1 / spacing[-1], 1 / spacing[-2])
-            tifffile.imwrite(
-                path,
-                labels,
-                imagej=True,
-                photometric="minisblack",
-                compression="zlib",
-                resolution=resolution,
-                metadata=calibration,
-            )
-        back = tifffile.imread(path)
-        _confirm(back.dtype == labels.dtype and np.array_equal(np.squeeze(back), np.squeeze(labels)))
-
-    return write
-
-
-def _png_writer(labels: NDArray) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        Image.fromarray(labels).save(path)
-        with Image.open(path) as image:
-            _confirm(np.array_equal(np.asarray(image), labels))
-
-    return write

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet.domain.scan import Scan
+from napari_unet.domain.errors import ScanError
+from napari_unet.domain.scan import TOO_LARGE, Scan
 from napari_unet.domain.settings import PreparationSettings
 
 # ITU-R BT.601, as Pillow and scikit-image turn colour into grey.
@@ -28,7 +29,14 @@ def prepare(scan: Scan, settings: PreparationSettings) -> NDArray[np.float32]:
     -------
     (channels, slices, height, width) float32 array
         One slice in 2D. A constant scan becomes zeros.
+
+    Raises
+    ------
+    ScanError
+        The scan is larger than the memory.
     """
+    if scan.is_lazy:
+        raise ScanError(TOO_LARGE)
     channels = scan.channels_first()
     if scan.is_rgb:
         channels = channels[:3]

@@ -27,6 +27,8 @@ from napari_unet.session.state import ScanState
 
 # Labels layers whose dock was closed: nothing records what is painted on them. A dock opened later replaces them.
 _left_behind: weakref.WeakSet[Labels] = weakref.WeakSet()
+# Where z, y and x lead on the screen: the way that scans are read, from the feet, front up.
+_UNMIRRORED = ("away", "down", "right")
 
 
 class LayerBinder:
@@ -153,6 +155,9 @@ class LayerBinder:
             self._bind(state, layer)
         finally:
             self._busy = False
+        if len(state.scan.spatial_shape) == 3:
+            # As napari starts, x, y and z make a left hand: a body in LPS would be its own mirror image in 3D.
+            self._viewer.camera.orientation = _UNMIRRORED
         # napari selects a layer only after everyone has heard of its insertion; the labels shall have the last word.
         QTimer.singleShot(0, self._show_active)
         if state.scan.slice_axis:

@@ -19,6 +19,7 @@ from napari_unet.evaluation.metrics import CaseScores, score_case
 from napari_unet.io.masks import LabelMapping, TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, load_pairs
 from napari_unet.io.registry import find_sources, read_scan, source_stem
+from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import mask_suffix, write_mask
 from napari_unet.session.models import require_channels, require_classes
 
@@ -84,6 +85,12 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     return scan.from_planes(to_label_values(classes, checkpoint.card.label_schema))
 
 
+def mask_stem(source: Path, scan: Scan) -> str:
+    """Return the name of a scan's mask: its source's stem, with the end of the series' UID where there are several."""
+    chosen = next((series.uid for series in scan.series if series.chosen), "")
+    return source_stem(source) + (f"-{chosen[-8:]}" if len(scan.series) > 1 else "")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one target: the file written, or why none was."""
@@ -122,9 +129,11 @@ def predict_targets(
     for target in targets:
         try:
             scan = read(target.source)
-            path = out / target.folder / (source_stem(target.source) + mask_suffix(format_name, scan))
+            path = out / target.folder / (mask_stem(target.source, scan) + mask_suffix(format_name, scan))
             labels = predict_scan(checkpoint, scan, compute, average)
-            write_mask(labels, scan, path, checkpoint.card.label_schema)
+            card = checkpoint.card
+            write_mask(labels, scan, path, card.label_schema, algorithm="AUTOMATIC", model_name=card.name)
+            write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id)
         except NapariUnetError as error:
             yield Outcome(target, None, error)
         else:

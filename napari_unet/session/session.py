@@ -21,8 +21,9 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import MaskError, NapariUnetError, ScanError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
-from napari_unet.domain.scan import Scan
+from napari_unet.domain.scan import TOO_LARGE, Scan
 from napari_unet.io.registry import source_stem
+from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import write_mask
 from napari_unet.session.autosave import Autosave
 from napari_unet.session.improving import FineTuneRun, Verdict
@@ -116,10 +117,12 @@ class Session:
         Raises
         ------
         ScanError
-            A scan with channels that are neither colour nor single.
+            A scan with channels that are neither colour nor single, or one larger than the memory.
         MaskError
             ``labels`` has another shape, or values that no label can have.
         """
+        if scan.is_lazy:
+            raise ScanError(TOO_LARGE)
         if scan.n_channels > 1 and not scan.is_rgb:
             raise ScanError(
                 f"This scan has {scan.n_channels} channels that are not colours: save one of them as a scan of its own."
@@ -401,14 +404,34 @@ class Session:
     # -- finishing ------------------------------------------------------------------------------------------------
 
     def export_mask(self, state: ScanState, path: Path) -> None:
-        """Write the labels of a scan on its acquired grid; the format follows the suffix.
+        """Write the labels of a scan on its acquired grid, and a record of their making beside it.
+
+        Parameters
+        ----------
+        state : ScanState
+        path : Path
+            Its suffix names the format.
 
         Raises
         ------
         ExportError
             The file cannot be written, or its format cannot hold the mask.
         """
-        write_mask(state.annotation.labels, state.scan, path, self.schema)
+        annotation, model = state.annotation, self.model
+        proposed = model if model is not None and model.id == state.proposed_by else None
+        # By hand is only what a hand has painted: labels that came back from an earlier day may have been proposed.
+        by_hand = proposed is None and not (annotation.labels.astype(bool) & ~annotation.painted).any()
+        write_mask(
+            annotation.labels,
+            state.scan,
+            path,
+            self.schema,
+            algorithm="MANUAL" if by_hand else "SEMIAUTOMATIC",
+            model_name=proposed.card.name if proposed else None,
+        )
+        write_sidecar(
+            path, state.scan, self.schema, model=proposed.card if proposed else None, model_id=state.proposed_by
+        )
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

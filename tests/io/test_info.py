@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from napari_unet.domain.scan import SeriesInfo
-from napari_unet.io.info import describe
+from napari_unet.io.info import describe, describe_choice
 from napari_unet.io.registry import read_scan
 from tests.io.nifti_files import placed_affine, random_array, save_nifti
 
@@ -30,3 +30,12 @@ def test_a_picture(tmp_path):
     assert info["spacing_mm"] is info["affine"] is info["orientation"] is None
     several = replace(scan, series=(SeriesInfo("1.2", "T1", (20, 30), True),))
     assert describe(several)["series"] == [{"uid": "1.2", "description": "T1", "shape": [20, 30], "chosen": True}]
+
+
+def test_several_series_and_none_chosen():
+    info = describe_choice([SeriesInfo("1.2", "T1", (20, 30)), SeriesInfo("1.3", "T2", (5, 20, 30))])
+    assert info.keys() == KEYS
+    assert [s["uid"] for s in info["series"]] == ["1.2", "1.3"]
+    assert not any(s["chosen"] for s in info["series"])
+    assert info["warnings"] == []
+    assert all(info[key] is None for key in KEYS - {"series", "warnings"})

@@ -1,4 +1,4 @@
-"""The real scans beside the checkout: everything reads, pairs fit, nibabel agrees."""
+"""The real scans beside the checkout: everything reads, pairs fit; nibabel, SimpleITK and highdicom agree."""
 
 import nibabel as nib
 import numpy as np
@@ -23,7 +23,7 @@ SETS = [
     ("breast_ultrasound", 60, TruthRule(), LabelMapping((255,)), 4),
     ("em_membrane", 30, TruthRule((0,)), LabelMapping((0,), rest_is_background=True), 4),
     ("retina_vessel", 20, TruthRule(), LabelMapping((255,)), 4),
-    ("multiorgan_ct_mr", 3, TruthRule(binary=True), LabelMapping((), binary=True), 1),
+    ("multiorgan_ct_mr", 4, TruthRule(binary=True), LabelMapping((), binary=True), 1),
 ]
 
 
@@ -50,7 +50,7 @@ def test_every_file_of(name):
 
 @pytest.mark.parametrize("name", ["hippocampus_mr", "multiorgan_ct_mr"])
 def test_nibabel_agrees(name, tmp_path):
-    for path in find_sources(REAL_DATA / name / "images")[::20]:
+    for path in [path for path in find_sources(REAL_DATA / name / "images") if path.is_file()][::20]:
         scan, image = read_scan(path), nib.load(path)
         array = np.asanyarray(image.dataobj)
         np.testing.assert_array_equal(scan.geometry.axis_map.to_source(scan.data), array)

@@ -8,19 +8,24 @@ from PIL import Image
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.io.registry import READERS, can_read, find_sources, read_scan, source_stem
+from napari_unet.io.registry import READERS, can_read, find_sources, list_series, read_scan, reader_of, source_stem
 from napari_unet.io.writers import write_mask
+from tests.io.dicom_files import volume, write_series
 from tests.io.nifti_files import random_array, save_nifti
 
 
 @pytest.mark.parametrize(
-    "name", ["a.nii", "a.NII.GZ", "a.ome.tif", "a.TIFF", "a.png", "a.jpg", "a.jpeg", "a.bmp", "a.gif"]
+    "name",
+    [
+        *("a.nii", "a.NII.GZ", "a.ome.tif", "a.TIFF", "a.png", "a.jpg", "a.jpeg", "a.bmp", "a.gif", "a.dcm", "a.IMA"),
+        *("a.nrrd", "a.nhdr", "a.mha", "a.mhd", "a.ome.zarr", "a.zarr"),
+    ],
 )
 def test_what_is_read(name):
     assert can_read(name)
 
 
-@pytest.mark.parametrize("name", ["a.gz", "a.dcm", "a.nrrd", "a.zarr", "a.txt", "a", "nii", "a.nii.bak"])
+@pytest.mark.parametrize("name", ["a.gz", "a.txt", "a", "nii", "a.nii.bak", "DICOMDIR"])
 def test_what_is_not(name):
     assert not can_read(name)
 
@@ -45,23 +50,52 @@ def test_stems(name, stem):
     assert source_stem(name) == stem
 
 
-@pytest.mark.parametrize("name", ["a.dcm", "a.nrrd", "a.zarr"])
-def test_formats_to_come_are_named(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    kind = {"dcm": "DICOM", "nrrd": "NRRD", "zarr": "OME-Zarr"}[name[2:]]
-    with pytest.raises(ScanError, match=f"{kind}, which this version does not read yet"):
-        read_scan(tmp_path / name)
+def test_the_stem_of_a_folder_is_its_name(tmp_path):
+    for name, stem in [("patient.dcm", "patient.dcm"), ("v1.nii", "v1.nii"), ("a.ome.zarr", "a"), ("1.2.3", "1.2.3")]:
+        (tmp_path / name).mkdir()
+        assert source_stem(tmp_path / name) == stem
 
 
-def test_dicom_is_known_by_its_content(tmp_path):
-    (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
-    for path in (tmp_path / "IM0001", tmp_path):
-        with pytest.raises(ScanError, match="DICOM"):
-            read_scan(path)
-    (tmp_path / "volume").mkdir()
-    (tmp_path / "volume" / ".zattrs").write_text("{}")
-    with pytest.raises(ScanError, match="OME-Zarr"):
-        read_scan(tmp_path / "volume")
+class TestByContent:
+    @pytest.fixture
+    def series(self, tmp_path):
+        folder = write_series(tmp_path / "study" / "series", volume())
+        (folder / "000.dcm").rename(folder / "IM0001")
+        return folder
+
+    def test_folders_and_files_without_suffix(self, series):
+        for path in (series, series / "IM0001", series / "001.dcm"):
+            assert can_read(path)
+            assert reader_of(path).name == "DICOM"
+        assert not can_read(series.parent)
+        assert read_scan(series).data.shape == (8, 12, 10)
+        with pytest.raises(ScanError, match="is a folder and not a scan"):
+            read_scan(series.parent)
+
+    def test_a_folder_named_like_a_file(self, series):
+        folder = series.rename(series.with_name("v1.nii.gz"))
+        assert reader_of(folder).name == "DICOM"
+        assert read_scan(folder).data.shape == (8, 12, 10)
+
+    def test_series(self, series, tmp_path):
+        (only,) = list_series(series)
+        assert read_scan(series, series=only.uid[:10]).series[0].chosen
+        path = save_nifti(tmp_path / "a.nii", random_array((3, 4, 5)))
+        assert list_series(path) == ()
+        with pytest.raises(ScanError, match="NIfTI file, which has no series"):
+            read_scan(path, series="1.2.3")
+        with pytest.raises(ScanError, match="There is no file"):
+            list_series(tmp_path / "missing")
+
+    @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="an administrator may read everything")
+    def test_a_folder_that_may_not_be_read(self, series):
+        series.chmod(0)
+        try:
+            assert not can_read(series)
+            with pytest.raises(ScanError, match="cannot be opened"):
+                read_scan(series)
+        finally:
+            series.chmod(0o755)
 
 
 def test_what_cannot_be_read_at_all(tmp_path):
@@ -123,6 +157,36 @@ class TestFindSources:
         below = [path.relative_to(tmp_path).as_posix() for path in find_sources(tmp_path)]
         assert below == ["a.png", "b.nii.gz", "sub/c.tif"]
         assert [path.name for path in find_sources(tmp_path, recursive=False)] == ["a.png", "b.nii.gz"]
+
+    @pytest.fixture
+    def tree(self, tmp_path):
+        """A study, a folder that is a series itself, masks, and an OME-Zarr."""
+        write_series(tmp_path / "b" / "one", volume())
+        write_series(tmp_path / "b" / "two" / "deep", volume())
+        write_series(tmp_path / "a", volume())
+        save_nifti(tmp_path / "a" / "mask.nii.gz", random_array((3, 4, 5)))
+        write_series(tmp_path / "a" / "inner", volume())
+        (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+        (tmp_path / "c.ome.zarr" / "0").mkdir(parents=True)
+        (tmp_path / "c.ome.zarr" / "0" / "d.png").touch()
+        write_series(tmp_path / ".hidden", volume((1, 4, 5)))
+        return tmp_path
+
+    def test_folders_that_are_scans(self, tree):
+        below = [path.relative_to(tree).as_posix() for path in find_sources(tree)]
+        assert below == ["a", "a/inner", "a/mask.nii.gz", "b/one", "b/two/deep", "c.ome.zarr"]
+        below = [path.relative_to(tree).as_posix() for path in find_sources(tree, recursive=False)]
+        assert below == ["a", "c.ome.zarr"]
+
+    def test_a_source_itself(self, tree):
+        assert find_sources(tree / "a") == [tree / "a", tree / "a" / "inner", tree / "a" / "mask.nii.gz"]
+        assert find_sources(tree / "b" / "one") == [tree / "b" / "one"]
+        assert find_sources(tree / "c.ome.zarr") == [tree / "c.ome.zarr"]
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+    def test_links_that_run_in_circles(self, tree):
+        (tree / "b" / "loop").symlink_to(tree, target_is_directory=True)
+        assert len(find_sources(tree)) == 6
 
     def test_no_folder(self, tmp_path):
         with pytest.raises(ScanError, match="no folder"):

@@ -3,7 +3,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from napari_unet.domain.errors import ScanError
+from napari_unet.domain.errors import ScanError, VolumeChoiceError
 from napari_unet.io.registry import read_scan
 from tests.io.nifti_files import random_array
 
@@ -110,6 +110,40 @@ class TestSpacing:
         sizes = {"PhysicalSizeX": 250.0, "PhysicalSizeY": 500.0, "PhysicalSizeZ": 3.0, "PhysicalSizeZUnit": "mm"}
         tifffile.imwrite(tmp_path / "s.ome.tif", random_array((5, 20, 30)), metadata={"axes": "ZYX", **sizes})
         np.testing.assert_allclose(read_scan(tmp_path / "s.ome.tif").geometry.spacing, (3, 0.5, 0.25))
+
+    @pytest.mark.parametrize(
+        ("unit", "mm"), [("nm", 1e-6), ("µm", 1e-3), ("mm", 1), ("cm", 10), ("m", 1e3), ("Å", 1e-7), ("in", 25.4)]
+    )
+    def test_ome_units(self, tmp_path, unit, mm):
+        sizes = {f"PhysicalSize{axis}": size for axis, size in zip("XYZ", (2.0, 3.0, 4.0), strict=True)}
+        units = {f"PhysicalSize{axis}Unit": unit for axis in "XYZ"}
+        tifffile.imwrite(tmp_path / "s.ome.tif", random_array((5, 20, 30)), metadata={"axes": "ZYX", **sizes, **units})
+        np.testing.assert_allclose(read_scan(tmp_path / "s.ome.tif").geometry.spacing, np.array([4, 3, 2]) * mm)
+
+    @pytest.mark.parametrize("changed", [{"PhysicalSizeZUnit": "pixel"}, {"PhysicalSizeZ": 0.0}])
+    def test_ome_sizes_that_are_no_lengths(self, tmp_path, changed):
+        sizes = {"PhysicalSizeX": 2.0, "PhysicalSizeY": 3.0, "PhysicalSizeZ": 4.0, **changed}
+        tifffile.imwrite(tmp_path / "s.ome.tif", random_array((5, 20, 30)), metadata={"axes": "ZYX", **sizes})
+        assert read_scan(tmp_path / "s.ome.tif").geometry.spacing is None
+
+    def test_ome_sizes_of_one_time_point(self, tmp_path):
+        array = random_array((3, 5, 20, 30))
+        sizes = {"PhysicalSizeX": 2000.0, "PhysicalSizeY": 3000.0, "PhysicalSizeZ": 4000.0}
+        tifffile.imwrite(tmp_path / "t.ome.tif", array, metadata={"axes": "TZYX", **sizes})
+        with pytest.raises(VolumeChoiceError, match="3 volumes") as caught:
+            read_scan(tmp_path / "t.ome.tif")
+        assert caught.value.n_volumes == 3
+        scan = read_scan(tmp_path / "t.ome.tif", volume=2)
+        np.testing.assert_array_equal(scan.data, array[2])
+        assert scan.geometry.spacing == (4, 3, 2)
+
+    def test_ome_channels_of_a_stack(self, tmp_path):
+        array = random_array((5, 2, 20, 30))
+        sizes = {"PhysicalSizeX": 2000.0, "PhysicalSizeY": 3000.0, "PhysicalSizeZ": 4000.0}
+        tifffile.imwrite(tmp_path / "c.ome.tif", array, metadata={"axes": "ZCYX", **sizes})
+        scan = read_scan(tmp_path / "c.ome.tif")
+        assert (scan.axes, scan.geometry.spacing) == ("zyxc", (4, 3, 2))
+        np.testing.assert_array_equal(scan.data, np.moveaxis(array, 1, -1))
 
     def test_thick_slices_along_another_axis(self, tmp_path):
         sizes = {f"PhysicalSize{a}": s for a, s in zip("XYZ", (4000.0, 1000.0, 1000.0), strict=True)}

@@ -12,6 +12,15 @@ from napari_unet.io.writers import mask_suffix
 from napari_unet.qt.panels.parts import Panel, button
 from napari_unet.session.session import Session
 
+_FILTERS = (
+    "NIfTI (*.nii.gz)",
+    "3D Slicer segmentation (*.seg.nrrd)",
+    "DICOM segmentation, with the patient's tags (*.dcm)",
+    "OME-Zarr (*.ome.zarr)",
+    "TIFF (*.tif)",
+    "PNG (*.png)",
+)
+
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -30,7 +39,8 @@ class FinishPanel(Panel):
         if state is None:
             raise SessionError("No scan is open, so there is no mask to export.")
         self._session.export_mask(state, path)
-        self._say(f"The mask was written to {path.name} and read back correctly.")
+        carries = " It carries the patient's name and dates, as DICOM must." if path.suffix.lower() == ".dcm" else ""
+        self._say(f"The mask was written to {path.name} and read back correctly.{carries}")
 
     def _ask(self) -> None:
         state = self._session.active
@@ -38,8 +48,8 @@ class FinishPanel(Panel):
             raise SessionError("No scan is open, so there is no mask to export.")
         suffix = mask_suffix(None, state.scan)
         suggestion = f"{state.stem}-mask{suffix}"
-        path, _ = QFileDialog.getSaveFileName(
-            self, "Export mask", suggestion, f"Masks (*{suffix});;NIfTI (*.nii.gz);;TIFF (*.tif);;PNG (*.png)"
-        )
+        # The first filter is the one that Qt shows.
+        filters = sorted(_FILTERS, key=lambda text: f"*{suffix})" not in text)
+        path, _ = QFileDialog.getSaveFileName(self, "Export mask", suggestion, ";;".join(filters))
         if path:
             self.export_to(Path(path))
