@@ -25,28 +25,25 @@ axis first), orientation is the file's own. A row in *italics* is a refusal, in 
 """
 
 
-def _rows(path: Path, root: Path) -> list[tuple[str, tuple[str, ...], tuple[int, ...]]]:
+Row = tuple[str, tuple[str, ...], tuple[int, ...]]
+
+
+def _rows(path: Path, root: Path, series: str | None = None) -> list[Row]:
     """Return ``(folder, what is equal, shape)`` for a source; one for each series."""
-    place = path.parent.relative_to(root).as_posix()
+    folder = path.parent.relative_to(root).as_posix()
+    place = folder if path.is_file() else f"{folder}/{path.name}"
     try:
-        chosen = [read_scan(path)]
+        scan = read_scan(path, series=series)
     except SeriesChoiceError as error:
-        chosen = []
-        for series in error.series:
-            chosen.append(read_scan(path, series=series.uid))
+        return [row for each in error.series for row in _rows(path, root, each.uid)]
     except ScanError as error:
         message = str(error).replace("|", "/")
-        return [(f"{place}/{path.name}", ("", "", "", "", f"*{message}*"), ())]
-    rows = []
-    for scan in chosen:
-        found = describe(scan)
-        spacing = (
-            "unknown" if found["spacing_mm"] is None else " x ".join(f"{step:.4g}" for step in found["spacing_mm"])
-        )
-        notes = "; ".join(found["warnings"])
-        equal = (found["axes"], spacing, found["orientation"] or "-", found["dtype"], notes)
-        rows.append((place if path.is_file() else f"{place}/{path.name}", equal, scan.data.shape))
-    return rows
+        return [(f"{folder}/{path.name}", ("", "", "", "", f"*{message}*"), ())]
+    found = describe(scan)
+    steps = found["spacing_mm"]
+    spacing = "unknown" if steps is None else " x ".join(f"{step:.4g}" for step in steps)
+    equal = (found["axes"], spacing, found["orientation"] or "-", found["dtype"], "; ".join(found["warnings"]))
+    return [(place, equal, scan.data.shape)]
 
 
 def _span(shapes: list[tuple[int, ...]]) -> str:

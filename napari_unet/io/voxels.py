@@ -17,7 +17,9 @@ _PALETTE_NOISE = 8
 
 
 def tidy_voxels(array: NDArray, name: str) -> tuple[NDArray, list[str]]:
-    """Return an own, writable, C-ordered, native-endian copy with finite values of a dtype that torch knows.
+    """Return an own, writable, C-ordered, native-endian array with finite values of a dtype that torch knows.
+
+    The array itself where it is all that, else a copy; either way the caller must let go of what it gave.
 
     Parameters
     ----------
@@ -47,7 +49,8 @@ def tidy_voxels(array: NDArray, name: str) -> tuple[NDArray, list[str]]:
     if kind not in "biuf":
         raise ScanError(f"{name} holds values of type {array.dtype}, which are not numbers.")
     warnings: list[str] = []
-    dtype = array.dtype.newbyteorder("=")
+    # A dtype that is native already stays itself: an equal one of another identity would make numpy copy.
+    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     if kind == "b":
         dtype = np.dtype(np.uint8)
     elif kind == "f":

@@ -46,7 +46,8 @@ def find_targets(paths: Sequence[Path]) -> list[Target]:
             sources = find_sources(path)
             if not sources:
                 raise ScanError(f"No scan that can be read was found in {path}.")
-            found += [Target(source, source.parent.relative_to(path)) for source in sources]
+            # A folder that is a scan itself, a series, is its own source.
+            found += [Target(s, Path() if s == path else s.parent.relative_to(path)) for s in sources]
         else:
             found.append(Target(path, Path()))
     return found

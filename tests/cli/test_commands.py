@@ -114,7 +114,8 @@ class TestTheMainJob:
         assert len(card.seen) == 6
         assert card.settings.training.seed == 3
         assert run("predict", pictures / "images", "--out", masks, "--model", model, "--device", "cpu", "--tta") == 0
-        assert sorted(p.name for p in masks.iterdir()) == [f"P{i} scan.png" for i in range(6)]
+        assert sorted(p.name for p in masks.glob("*.png")) == [f"P{i} scan.png" for i in range(6)]
+        assert sorted(p.name for p in masks.glob("*.json")) == [f"P{i} scan.json" for i in range(6)]
         capsys.readouterr()
         assert run("evaluate", "--predictions", masks, "--truth", pictures / "masks", "--json", "-") == 0
         scores = printed_json(capsys)
@@ -263,7 +264,7 @@ class TestErrors:
         capsys.readouterr()
         words = ("--out", pictures / "predicted", "--model", model)
         assert run("predict", pictures / "images", *words, "--keep-going") == 1
-        assert len(list((pictures / "predicted").iterdir())) == 5
+        assert len(list((pictures / "predicted").glob("*.png"))) == 5
         error = capsys.readouterr().err
         assert "P1 scan.png" in error
         assert "1 of 6" in error
