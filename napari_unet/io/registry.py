@@ -11,7 +11,8 @@ from pathlib import Path
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.scan import Scan, SeriesInfo
-from napari_unet.io import dicom, metaimage, nifti, nrrd, ome_zarr, raster, tiff
+from napari_unet.io import metaimage, nifti, nrrd, ome_zarr, raster, tiff
+from napari_unet.io.dicom import reader as dicom
 from napari_unet.io.reading import Reader, ReadOptions
 
 READERS: tuple[Reader, ...] = (

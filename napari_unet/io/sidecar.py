@@ -13,8 +13,8 @@ from napari_unet.domain.errors import ExportError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import source_stem
-from napari_unet.io.replacing import MaskFile, put_in_place
 from napari_unet.io.writers import format_of
+from napari_unet.io.writing.replacing import MaskFile, put_in_place
 
 _PROGRAM = "napari-unet"
 

@@ -1,7 +1,7 @@
 """The one door for writing masks: which formats there are, and what must hold before any of them is written.
 
 Only labels are written here; scans are not, and a source is never overwritten. How each format is written stands in
-a module of its own, and how a file takes its place in :mod:`napari_unet.io.replacing`.
+a module of its own, and how a file takes its place in :mod:`napari_unet.io.writing.replacing`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from napari_unet.domain.scan import Scan
 from napari_unet.io import nifti
 from napari_unet.io.masks import distinct_values
 from napari_unet.io.registry import reader_of
-from napari_unet.io.replacing import MaskFile, put_in_place
-from napari_unet.io.write_nifti import nifti_mask
-from napari_unet.io.write_nrrd import seg_nrrd_mask
-from napari_unet.io.write_ome_zarr import ome_zarr_mask, refuse_foreign_folder
-from napari_unet.io.write_pictures import png_mask, tiff_mask
+from napari_unet.io.writing.nifti import nifti_mask
+from napari_unet.io.writing.nrrd import seg_nrrd_mask
+from napari_unet.io.writing.ome_zarr import ome_zarr_mask, refuse_foreign_folder
+from napari_unet.io.writing.pictures import png_mask, tiff_mask
+from napari_unet.io.writing.replacing import MaskFile, put_in_place
 
 #: Who drew a mask, in DICOM's words.
 Algorithm = Literal["AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"]
@@ -127,7 +127,7 @@ def write_mask(
     _refuse_source(path, scan)
     labels = labels.astype(np.uint8 if max(schema.ids) <= 255 else np.uint16)
     if suffix == ".dcm":
-        from napari_unet.io.dicom_seg import write_dicom_seg
+        from napari_unet.io.dicom.segmentation import write_dicom_seg
 
         write_dicom_seg(labels, scan, path, schema, algorithm=algorithm, model_name=model_name)
         return

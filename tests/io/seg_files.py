@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittle
 from pydicom.valuerep import DSfloat
 
 from napari_unet.domain.scan import Scan
-from napari_unet.io.dicom import read_dicom
+from napari_unet.io.dicom.reader import read_dicom
 from napari_unet.io.reading import ReadOptions
 
 #: Direction cosines of rows and columns (ImageOrientationPatient).

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from napari_unet.domain.errors import ScanError, SeriesChoiceError, VolumeChoiceError
-from napari_unet.io.dicom import series_datasets, to_acquired_slices
+from napari_unet.io.dicom.reader import series_datasets, to_acquired_slices
 from napari_unet.io.registry import list_series, read_scan
 from tests.io.dicom_files import (
     AXIAL,

@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 
 from napari_unet.domain.errors import ScanError, UntrustedGeometryError
-from napari_unet.io.dicom import to_acquired_slices, was_resampled
+from napari_unet.io.dicom.reader import to_acquired_slices, was_resampled
 from napari_unet.io.registry import can_read, read_scan
 from tests.io.dicom_files import (
     AXIAL,

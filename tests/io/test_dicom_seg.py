@@ -21,7 +21,7 @@ from napari_unet.domain.errors import ExportError, MaskError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io.dicom_seg import read_dicom_seg, write_dicom_seg
+from napari_unet.io.dicom.segmentation import read_dicom_seg, write_dicom_seg
 from tests.io.seg_files import (
     AXIAL,
     CORONAL,

@@ -15,7 +15,7 @@ import pytest
 from napari_unet.domain.errors import MaskError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io.dicom_seg import read_dicom_seg, write_dicom_seg
+from napari_unet.io.dicom.segmentation import read_dicom_seg, write_dicom_seg
 from tests.io.seg_files import by_highdicom, foreign_seg, labels_in_lps, oblique, scan_at, write_series
 from tests.real_data import REAL_DATA, needs_real_data
 

@@ -1,7 +1,7 @@
 import pytest
 
 from napari_unet.domain.errors import ExportError
-from napari_unet.io.replacing import MaskFile, put_in_place
+from napari_unet.io.writing.replacing import MaskFile, put_in_place
 
 
 def test_what_reads_back_otherwise_is_thrown_away(tmp_path):

@@ -1,6 +1,6 @@
 """DICOM Segmentation objects (SEG): masks to files that name the images they were drawn on, and such files to masks.
 
-Only labels pass here; the scan itself is read by :mod:`napari_unet.io.dicom`. Where a voxel stands comes from the
+Only labels pass here; scans are read by :mod:`napari_unet.io.dicom.reader`. Where a voxel stands comes from the
 positions of the source's slices, never from its SliceThickness, and nothing is resampled.
 """
 
@@ -18,8 +18,8 @@ from napari_unet import __version__
 from napari_unet.domain.errors import ExportError, MaskError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io.dicom_header import quietly
-from napari_unet.io.dicom_source import (
+from napari_unet.io.dicom.header import quietly
+from napari_unet.io.dicom.source import (
     Placed,
     Source,
     check_identified,
@@ -31,7 +31,7 @@ from napari_unet.io.dicom_source import (
 )
 from napari_unet.io.masks import distinct_values
 from napari_unet.io.reading import parsing
-from napari_unet.io.replacing import MaskFile, put_in_place
+from napari_unet.io.writing.replacing import MaskFile, put_in_place
 
 if TYPE_CHECKING:
     import highdicom

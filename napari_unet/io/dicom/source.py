@@ -1,7 +1,7 @@
 """The DICOM images under a scan: which image each of its slices is, and how frames lie on the grid that they form.
 
 What segmentations need to refer to their source and to find their way back to it. Headers only: pixels are read by
-:mod:`napari_unet.io.dicom`, segmentations by :mod:`napari_unet.io.dicom_seg`.
+:mod:`napari_unet.io.dicom.reader`, segmentations by :mod:`napari_unet.io.dicom.segmentation`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from napari_unet.domain.errors import ExportError, ScanError
 from napari_unet.domain.scan import Scan
-from napari_unet.io.dicom import series_datasets, was_resampled
-from napari_unet.io.dicom_grid import plane_affine
+from napari_unet.io.dicom.grid import plane_affine
+from napari_unet.io.dicom.reader import series_datasets, was_resampled
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 #: A plane further than these shares of a voxel (slice, row, column) from the grid is none of its planes. What
-#: :mod:`napari_unet.io.dicom_grid` takes as regular stays below, a grid that was resampled does not.
+#: :mod:`napari_unet.io.dicom.grid` takes as regular stays below, a grid that was resampled does not.
 _MOST_OFF_GRID = np.array([0.06, 0.3, 0.3])
 
 #: What a segmentation must repeat of its source (Patient and General Study modules), what ties it to the source
@@ -214,7 +214,7 @@ def frame_affine(image: Dataset, frame: int) -> NDArray[np.float64] | None:
     Returns
     -------
     (4, 4) array or None
-        From ``[slice, row, column, 1]`` to LPS mm, as of :func:`napari_unet.io.dicom_grid.plane_affine`; None where the
+        From ``[slice, row, column, 1]`` to LPS mm, as of :func:`napari_unet.io.dicom.grid.plane_affine`; None where the
         image does not say.
     """
     position: Any

@@ -1,6 +1,6 @@
 """The header of one DICOM file to the planes that it holds: where each stands and how its voxels are stored.
 
-No voxels are read here, and nothing is decided about several files: see :mod:`napari_unet.io.dicom_series`.
+No voxels are read here, and nothing is decided about several files: see :mod:`napari_unet.io.dicom.series`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from napari_unet.domain.errors import ScanError
-from napari_unet.io.dicom_values import HeaderValues
+from napari_unet.io.dicom.values import HeaderValues
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 

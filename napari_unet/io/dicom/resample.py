@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_unet.domain.errors import ScanError
-from napari_unet.io.dicom_grid import Stack
+from napari_unet.io.dicom.grid import Stack
 
 _MOST_SLICES = 8  # times as many as were acquired
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_unet.domain.scan import Scan
-from napari_unet.io.replacing import MaskFile
 from napari_unet.io.tiff import spacing_mm
+from napari_unet.io.writing.replacing import MaskFile
 
 
 def tiff_mask(labels: NDArray, scan: Scan) -> MaskFile:

@@ -1,6 +1,6 @@
 """What a DICOM folder or file holds: its images sorted into series, and each series into volumes.
 
-Headers only. Files that are no images are counted; which voxels stand where is :mod:`napari_unet.io.dicom_grid`'s.
+Headers only. Files that are no images are counted; which voxels stand where is :mod:`napari_unet.io.dicom.grid`'s.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from napari_unet.domain.errors import ScanError, SeriesChoiceError
 from napari_unet.domain.geometry import orientation_codes
 from napari_unet.domain.scan import SeriesInfo
-from napari_unet.io.dicom_grid import places, plane_affine
-from napari_unet.io.dicom_header import NotAnImage, Plane, has_preamble, is_image, looks_bare, read_planes
+from napari_unet.io.dicom.grid import places, plane_affine
+from napari_unet.io.dicom.header import NotAnImage, Plane, has_preamble, is_image, looks_bare, read_planes
 from napari_unet.io.placement import axis_map_of
 
 #: Direction cosines that differ by less belong to parallel planes.

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io.acquired import acquired_grid
-from napari_unet.io.replacing import MaskFile
+from napari_unet.io.writing.acquired import acquired_grid
+from napari_unet.io.writing.replacing import MaskFile
 
 _NOWHERE = "0 -1 0 -1 0 -1"
 

@@ -14,9 +14,9 @@ from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import LPS_FROM_RAS
 from napari_unet.domain.scan import Scan
 from napari_unet.io import nifti
-from napari_unet.io.acquired import acquired_grid
 from napari_unet.io.nifti import grid_and_affine, read_header, unplaced_axis_map, with_sane_pixdim
-from napari_unet.io.replacing import MaskFile
+from napari_unet.io.writing.acquired import acquired_grid
+from napari_unet.io.writing.replacing import MaskFile
 
 _POSITION_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),

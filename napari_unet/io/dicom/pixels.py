@@ -16,7 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import AxisMap
-from napari_unet.io.dicom_header import Plane, Storage, quietly
+from napari_unet.io.dicom.header import Plane, Storage, quietly
 
 _PALETTE = "PALETTE COLOR"
 

@@ -19,7 +19,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.io.ome_zarr import AXIS_OF_CODE, OWN_KEY, WORD_OF_CODE, is_zarr_folder, read_ome_zarr
 from napari_unet.io.placement import lps_on_source_grid
 from napari_unet.io.reading import ReadOptions
-from napari_unet.io.replacing import MaskFile
+from napari_unet.io.writing.replacing import MaskFile
 
 _NAME = "segmentation"
 _LONGEST_CHUNK = {2: 1024, 3: 128}

@@ -1,7 +1,7 @@
 """DICOM to Scan: a series in a folder, a single picture, or a file with many frames.
 
-The parts: :mod:`dicom_header` reads one header, :mod:`dicom_series` sorts planes into series and volumes,
-:mod:`dicom_grid` finds out where slices stand, :mod:`dicom_pixels` decodes, :mod:`dicom_resample` mends uneven stacks.
+The parts: :mod:`header` reads one header, :mod:`series` sorts planes into series and volumes,
+:mod:`grid` finds out where slices stand, :mod:`pixels` decodes, :mod:`resample` mends uneven stacks.
 Voxels are flipped and permuted only, unless resampling was asked for. Nothing is written here.
 """
 
@@ -18,11 +18,11 @@ from pydicom import Dataset, dcmread
 from napari_unet.domain.errors import ScanError, UntrustedGeometryError
 from napari_unet.domain.geometry import AxisMap, Geometry, orientation_codes
 from napari_unet.domain.scan import Scan, SeriesInfo
-from napari_unet.io.dicom_grid import Stack, plane_affine, stack_of
-from napari_unet.io.dicom_header import SUFFIXES, Plane, quietly, read_planes
-from napari_unet.io.dicom_pixels import check_voxels, read_voxels
-from napari_unet.io.dicom_resample import labels_on_planes, resample
-from napari_unet.io.dicom_series import choose_series, holds_images, is_dicom, open_source, repeated
+from napari_unet.io.dicom.grid import Stack, plane_affine, stack_of
+from napari_unet.io.dicom.header import SUFFIXES, Plane, quietly, read_planes
+from napari_unet.io.dicom.pixels import check_voxels, read_voxels
+from napari_unet.io.dicom.resample import labels_on_planes, resample
+from napari_unet.io.dicom.series import choose_series, holds_images, is_dicom, open_source, repeated
 from napari_unet.io.placement import axis_map_of, oddities
 from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import simplify_colour, tidy_voxels

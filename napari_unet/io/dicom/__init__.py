@@ -1,0 +1,1 @@
+"""DICOM: series and multi-frame images in, segmentations out."""

@@ -1,0 +1,1 @@
+"""How masks of each format are written, and how a file takes its place."""
