@@ -52,6 +52,21 @@ def obliquity_degrees(affine: NDArray[np.float64]) -> float:
     return float(np.degrees(np.arccos(np.clip(cosines.max(axis=0), -1.0, 1.0))).max())
 
 
+def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
+    """Return the largest distance between the places that two affines give to the corners of a volume.
+
+    Parameters
+    ----------
+    one, other : (4, 4) arrays
+        From array indices to millimetres, in one convention.
+    shape : tuple of int
+        Of the volume, in the axis order of the affines.
+    """
+    corners = np.array([(*index, 1) for index in np.ndindex(2, 2, 2)], float)
+    corners[:, :3] *= np.array(shape) - 1
+    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
+
+
 @dataclass(frozen=True)
 class AxisMap:
     """The flips and the permutation that lead from a file's spatial axes to the axes as loaded.

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.errors import MaskError
-from napari_unet.domain.geometry import AxisMap
+from napari_unet.domain.geometry import AxisMap, corner_distance
 from napari_unet.domain.scan import Scan
-from napari_unet.io.nifti import corner_distance
 from napari_unet.io.reading import ReadOptions
 from napari_unet.io.registry import read_with
 from napari_unet.io.voxels import channels_equal

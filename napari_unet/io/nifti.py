@@ -21,16 +21,12 @@ from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
 from napari_unet.domain.errors import ScanError
-from napari_unet.domain.geometry import LPS_FROM_RAS, AxisMap, Geometry, obliquity_degrees
+from napari_unet.domain.geometry import LPS_FROM_RAS, AxisMap, Geometry, corner_distance
 from napari_unet.domain.scan import Scan
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io import placement
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import simplify_colour, slice_axis_of, tidy_voxels
 
-SUFFIXES = (".nii.gz", ".nii")
-
-_OPPOSITE = dict(zip("LRPASI", "RLAPIS", strict=True))
-#: Where the axes as loaded lead. A lone slice is shown as a picture, whose rows run down the body.
-_VOLUME_AXES, _PICTURE_AXES = "SPL", "IPL"
 #: Without a position a file is taken as ANALYZE's convention has it (x left, y front, z up), which shows most
 #: such files upright; left and right cannot be known.
 _UNPLACED_CODES = "LAS"
@@ -87,7 +83,7 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
             pass  # reading to the end is what checks gzip's checksum
 
     is_picture = shape[2] == 1
-    axis_map = _axis_map(position.codes[:2] if is_picture else position.codes, is_picture)
+    axis_map = placement.axis_map_of(position.codes[:2] if is_picture else position.codes, is_picture)
     raw, axes = (raw[:, :, 0], "yx") if is_picture else (raw, "zyx")
     if raw.dtype.names is not None:
         raw, axes = structured_to_unstructured(raw), axes + "c"
@@ -104,9 +100,6 @@ def read_nifti(path: Path, options: ReadOptions) -> Scan:
         source=path,
         warnings=(*notes, *position.warnings, *colour_notes, *number_notes),
     )
-
-
-READER = Reader("NIfTI", SUFFIXES, read_nifti, ".nii.gz")
 
 
 def read_header(path: Path) -> Nifti1Header:
@@ -129,7 +122,7 @@ def grid_and_affine(header: Nifti1Header, path: Path) -> tuple[tuple[int, int, i
 
 def unplaced_axis_map(ndim: int) -> AxisMap:
     """Return the axis map that a file without a position is read with (``ndim`` 2 or 3)."""
-    return _axis_map(_UNPLACED_CODES[:ndim], is_picture=ndim == 2)
+    return placement.axis_map_of(_UNPLACED_CODES[:ndim], is_picture=ndim == 2)
 
 
 def _open(path: Path) -> BufferedIOBase:
@@ -248,41 +241,7 @@ def _oddities(
     if not np.allclose(np.abs(pixdim)[relevant], spacing[relevant], rtol=1e-3):
         stored = " x ".join(f"{size:.4g}" for size in np.abs(pixdim))
         found.append(f"voxel sizes in the header ({stored}) differ from the position matrix: the matrix is used")
-    units = affine[:3, :3] / spacing
-    shear = np.abs(units.T @ units - np.eye(3)).max()
-    if shear > 1e-3:
-        found.append(
-            f"axes are sheared by {np.degrees(np.arcsin(min(shear, 1.0))):.1f} degrees: shown on the acquired grid"
-        )
-    oblique = obliquity_degrees(affine)
-    if oblique > 0.5:
-        found.append(f"oblique by {oblique:.1f} degrees: shown on the acquired grid")
-    return found
-
-
-def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, ...]) -> float:
-    """Return the largest distance between the places that two affines give to the corners of a volume.
-
-    Parameters
-    ----------
-    one, other : (4, 4) arrays
-        From array indices to millimetres, in one convention.
-    shape : tuple of int
-        Of the volume, in the axis order of the affines.
-    """
-    corners = np.array([(*index, 1) for index in np.ndindex(2, 2, 2)], float)
-    corners[:, :3] *= np.array(shape) - 1
-    return float(np.linalg.norm(corners @ (one - other).T, axis=1).max())
-
-
-def _axis_map(codes: str, is_picture: bool) -> AxisMap:
-    permutation, flips = [], []
-    for target in _PICTURE_AXES if is_picture else _VOLUME_AXES:
-        for axis, code in enumerate(codes):
-            if code in (target, _OPPOSITE[target]):
-                permutation.append(axis)
-                flips.append(code != target)
-    return AxisMap(tuple(permutation), tuple(flips))
+    return found + placement.oddities(affine)
 
 
 def _geometry(position: _Position, axis_map: AxisMap, loaded_shape: tuple[int, ...]) -> Geometry:

@@ -20,10 +20,8 @@ from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.io.payload import Encoding, Payload, data_files, numbered_names, read_payload
 from napari_unet.io.placement import POSITION_UNKNOWN, placed, unplaced
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import simplify_colour, slice_axis_of, tidy_voxels
-
-SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr")
 
 _HEADER_LIMIT = 1 << 24
 _MAX_AXES = 16  # NRRD_DIM_MAX of the reference implementation
@@ -113,9 +111,6 @@ def read_nrrd(path: Path, options: ReadOptions) -> Scan:
         warnings=(*warnings, *colour_notes, *number_notes),
         source_files=payload.files if payload.files != (path,) else (),
     )
-
-
-READER = Reader("NRRD", SUFFIXES, read_nrrd, ".seg.nrrd")
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], Payload]:

@@ -19,10 +19,8 @@ from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import AxisMap, Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.io.placement import placed
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import slice_axis_of, tidy_voxels
-
-SUFFIXES = (".ome.zarr", ".zarr")
 
 #: Key of a group's attributes, besides ``ome``, under which masks of this program keep what NGFF cannot say.
 OWN_KEY = "napari_unet"
@@ -132,9 +130,6 @@ def read_ome_zarr(path: Path, options: ReadOptions) -> Scan:
 def is_zarr_folder(path: Path) -> bool:
     """Return whether a path is a folder that zarr made."""
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray", ".zattrs"))
-
-
-READER = Reader("OME-Zarr", SUFFIXES, read_ome_zarr, ".ome.zarr", is_zarr_folder)
 
 
 def _finest_level(path: Path, options: ReadOptions) -> _Level:

@@ -14,10 +14,8 @@ from PIL import Image
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import colours_of_palette, simplify_colour, tidy_voxels, upright
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 _AS_THEY_ARE = {"1", "L", "LA", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -63,9 +61,6 @@ def read_raster(path: Path, options: ReadOptions) -> Scan:
     array, axes, colour_notes = simplify_colour(array, "yxc"[: array.ndim], has_opacity)
     data, number_notes = tidy_voxels(array, path.name)
     return Scan(data, axes, Geometry(None), source=path, warnings=(*warnings, *colour_notes, *number_notes))
-
-
-READER = Reader("picture", SUFFIXES, read_raster, ".png")
 
 
 def _pixels(image: Image.Image, as_mask: bool) -> tuple[NDArray, bool]:

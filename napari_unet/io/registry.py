@@ -1,7 +1,4 @@
-"""The one door for reading: which formats there are, and which reader takes a path.
-
-A new format is one module with a ``READER`` and one entry here; callers do not change.
-"""
+"""The one door for reading: which formats there are, and which reader takes a path."""
 
 from __future__ import annotations
 
@@ -11,24 +8,13 @@ from pathlib import Path
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.scan import Scan, SeriesInfo
-from napari_unet.io import metaimage, nifti, nrrd, ome_zarr, raster, tiff
-from napari_unet.io.dicom import reader as dicom
+from napari_unet.io.formats import DICOM, OME_ZARR, READERS
 from napari_unet.io.reading import Reader, ReadOptions
-
-READERS: tuple[Reader, ...] = (
-    nifti.READER,
-    nrrd.READER,
-    metaimage.READER,
-    ome_zarr.READER,
-    dicom.READER,
-    tiff.READER,
-    raster.READER,
-)
 
 _READER_OF = {suffix: reader for reader in READERS for suffix in reader.suffixes}
 _LONGEST_FIRST = tuple(sorted(_READER_OF, key=len, reverse=True))
 #: Suffixes that folders have; any other is part of a folder's name.
-_FOLDER_SUFFIXES = ome_zarr.SUFFIXES
+_FOLDER_SUFFIXES = OME_ZARR.suffixes
 
 
 def read_scan(
@@ -44,7 +30,8 @@ def read_scan(
     Parameters
     ----------
     path : Path or str
-        A file in one of the formats of :data:`READERS`, or a folder that is a scan: a DICOM series, OME-Zarr.
+        A file in one of the formats of :mod:`napari_unet.io.formats`, or a folder that is a scan: a DICOM series,
+        OME-Zarr.
     series : str, optional
         Identifier of the series to load, or the beginning of only one, where a source holds several.
     volume : int, optional
@@ -70,7 +57,7 @@ def read_scan(
 def read_with(path: Path, options: ReadOptions) -> Scan:
     """Read one scan with the reader that its suffix or its content names; see :func:`read_scan`."""
     reader = _reader_or_raise(path)
-    if options.series is not None and reader is not dicom.READER:
+    if options.series is not None and reader is not DICOM:
         raise ScanError(f"{path.name} is a {reader.name} file, which has no series to choose from: leave --series out.")
     return reader.read(path, options)
 
@@ -91,7 +78,11 @@ def list_series(path: Path | str, *, untrusted: bool = False) -> tuple[SeriesInf
         Nothing there, or nothing that can be read.
     """
     path = Path(path)
-    return dicom.list_series(path, untrusted) if _reader_or_raise(path) is dicom.READER else ()
+    if _reader_or_raise(path) is not DICOM:
+        return ()
+    from napari_unet.io.dicom.reader import list_series as series_at
+
+    return series_at(path, untrusted)
 
 
 def can_read(path: Path | str) -> bool:
@@ -174,7 +165,7 @@ def _sources_in(folder: Path, depth: int) -> Iterator[Path]:
     reader = reader_of(folder)
     if reader is not None:
         yield folder
-    if depth == 0 or reader not in (None, dicom.READER):
+    if depth == 0 or reader not in (None, DICOM):
         return
     try:
         entries = list(os.scandir(folder))
@@ -186,7 +177,7 @@ def _sources_in(folder: Path, depth: int) -> Iterator[Path]:
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             yield from _sources_in(path, depth - 1)
-        elif entry.is_file() and _READER_OF.get(_suffix(path)) not in (None, dicom.READER):
+        elif entry.is_file() and _READER_OF.get(_suffix(path)) not in (None, DICOM):
             yield path
 
 

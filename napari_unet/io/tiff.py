@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import AxisMap, Geometry
 from napari_unet.domain.scan import Scan
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import colours_of_palette, simplify_colour, slice_axis_of, tidy_voxels, upright
-
-SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
 
 _MM_PER_UNIT = {
     "m": 1000.0,
@@ -108,9 +106,6 @@ def read_tiff(path: Path, options: ReadOptions) -> Scan:
         source=path,
         warnings=(*warnings, *colour_notes, *number_notes),
     )
-
-
-READER = Reader("TIFF", SUFFIXES, read_tiff, ".tif")
 
 
 def _refuse_incomplete(file: tifffile.TiffFile, path: Path) -> None:

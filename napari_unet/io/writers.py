@@ -15,13 +15,9 @@ from numpy.typing import NDArray
 from napari_unet.domain.errors import ExportError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.io import nifti
+from napari_unet.io.formats import NIFTI
 from napari_unet.io.masks import distinct_values
 from napari_unet.io.registry import reader_of
-from napari_unet.io.writing.nifti import nifti_mask
-from napari_unet.io.writing.nrrd import seg_nrrd_mask
-from napari_unet.io.writing.ome_zarr import ome_zarr_mask, refuse_foreign_folder
-from napari_unet.io.writing.pictures import png_mask, tiff_mask
 from napari_unet.io.writing.replacing import MaskFile, put_in_place
 
 #: Who drew a mask, in DICOM's words.
@@ -135,16 +131,26 @@ def write_mask(
 
 
 def _mask_file(suffix: str, labels: NDArray, scan: Scan, path: Path, schema: LabelSchema) -> MaskFile:
-    if suffix in nifti.SUFFIXES:
+    if suffix in NIFTI.suffixes:
+        from napari_unet.io.writing.nifti import nifti_mask
+
         return nifti_mask(labels, scan)
     if suffix == ".seg.nrrd":
+        from napari_unet.io.writing.nrrd import seg_nrrd_mask
+
         return seg_nrrd_mask(labels, scan, schema)
     if suffix == ".ome.zarr":
+        from napari_unet.io.writing.ome_zarr import ome_zarr_mask, refuse_foreign_folder
+
         refuse_foreign_folder(path)
         return ome_zarr_mask(labels, scan, schema)
     if suffix in (".tif", ".tiff"):
+        from napari_unet.io.writing.pictures import tiff_mask
+
         return tiff_mask(labels, scan)
     if suffix == ".png":
+        from napari_unet.io.writing.pictures import png_mask
+
         return png_mask(labels)
     written = [".nii.gz", ".nii", ".seg.nrrd", ".ome.zarr", ".dcm", ".tif"]
     raise ExportError(f"{path.name} names no format that masks are written in: {', '.join(written)} or .png.")

@@ -29,8 +29,6 @@ from pydicom.uid import (
 from napari_unet.domain.errors import ScanError
 from napari_unet.io.dicom.values import HeaderValues
 
-SUFFIXES = (".dcm", ".dicom", ".ima")
-
 _PIXEL_TAGS = {0x7FE00008: "f4", 0x7FE00009: "f8", 0x7FE00010: ""}
 #: A header that says no more than this is read in a fraction of the time; every tag that is asked for stands here.
 _KEYWORDS = (

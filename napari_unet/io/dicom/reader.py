@@ -19,12 +19,12 @@ from napari_unet.domain.errors import ScanError, UntrustedGeometryError
 from napari_unet.domain.geometry import AxisMap, Geometry, orientation_codes
 from napari_unet.domain.scan import Scan, SeriesInfo
 from napari_unet.io.dicom.grid import Stack, plane_affine, stack_of
-from napari_unet.io.dicom.header import SUFFIXES, Plane, quietly, read_planes
+from napari_unet.io.dicom.header import Plane, quietly, read_planes
 from napari_unet.io.dicom.pixels import check_voxels, read_voxels
 from napari_unet.io.dicom.resample import labels_on_planes, resample
 from napari_unet.io.dicom.series import choose_series, holds_images, is_dicom, open_source, repeated
 from napari_unet.io.placement import axis_map_of, oddities
-from napari_unet.io.reading import Reader, ReadOptions, choose_volume, parsing
+from napari_unet.io.reading import ReadOptions, choose_volume, parsing
 from napari_unet.io.voxels import simplify_colour, tidy_voxels
 
 _MOST_NAMED = 6
@@ -324,8 +324,6 @@ def to_acquired_slices(scan: Scan, labels: NDArray) -> NDArray:
     return labels_on_planes(labels, scan.geometry.affine, matrices, (first.rows, first.columns))
 
 
-def _recognises(path: Path) -> bool:
+def recognises(path: Path) -> bool:
+    """Return whether a folder directly holds DICOM images, or a file is DICOM by its first bytes."""
     return holds_images(path) if path.is_dir() else path.is_file() and is_dicom(path)
-
-
-READER = Reader("DICOM", SUFFIXES, read_dicom, ".nii.gz", _recognises)

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.scan import Scan
-from napari_unet.io import metaimage, nifti, nrrd
+from napari_unet.io.formats import METAIMAGE, NIFTI, NRRD
 from napari_unet.io.placement import lps_on_source_grid
 
 #: Formats whose reader counts a file's axes from the fastest; the others count from the slowest, as numpy does.
-_FASTEST_FIRST = (*nifti.SUFFIXES, *nrrd.SUFFIXES, *metaimage.SUFFIXES)
+_FASTEST_FIRST = (*NIFTI.suffixes, *NRRD.suffixes, *METAIMAGE.suffixes)
 
 
 def acquired_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, NDArray[np.float64] | None, tuple[float, ...] | None]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import LPS_FROM_RAS
 from napari_unet.domain.scan import Scan
-from napari_unet.io import nifti
+from napari_unet.io.formats import NIFTI
 from napari_unet.io.nifti import grid_and_affine, read_header, unplaced_axis_map, with_sane_pixdim
 from napari_unet.io.writing.acquired import acquired_grid
 from napari_unet.io.writing.replacing import MaskFile
@@ -48,7 +48,7 @@ def nifti_mask(labels: NDArray, scan: Scan) -> MaskFile:
 
 def _on_source_grid(labels: NDArray, scan: Scan) -> tuple[NDArray, Nifti1Header] | None:
     """Return labels and a fresh header with the source's position, or None where the source is not (any more) it."""
-    if scan.source is None or not scan.source.name.lower().endswith(nifti.SUFFIXES):
+    if scan.source is None or not scan.source.name.lower().endswith(NIFTI.suffixes):
         return None
     try:
         source = with_sane_pixdim(read_header(scan.source))
