@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -76,6 +75,8 @@ def _reading(reader: str, kind: str, folder: Path) -> Callable[[], Any]:
     """Import what is needed and return the reading itself, which returns an array ``[z, y, x]``."""
     path = folder / {"dicom": "series", "nifti": "scan.nii", "nifti.gz": "scan.nii.gz"}[kind]
     if reader == "napari-unet":
+        import napari_unet.io.dicom.reader
+        import napari_unet.io.nifti  # noqa: F401
         from napari_unet.io.registry import read_scan
 
         return lambda: read_scan(path).data
@@ -101,15 +102,21 @@ def _reading(reader: str, kind: str, folder: Path) -> Callable[[], Any]:
     return read
 
 
+def _peak_bytes() -> int:
+    # Not getrusage: its figure begins with the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
 def _read_once(reader: str, kind: str, folder: Path) -> dict[str, float]:
     read = _reading(reader, kind, folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     began = time.perf_counter()
     array = read()
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = _peak_bytes()
     checksum = int(array.sum(dtype=np.int64))
-    return {"seconds": seconds, "volumes": (peak - before) * 1024 / (2 * array.size), "checksum": checksum}
+    return {"seconds": seconds, "volumes": (peak - before) / (2 * array.size), "checksum": checksum}
 
 
 def main() -> None:

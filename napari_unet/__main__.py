@@ -52,7 +52,7 @@ def _app() -> Callable[..., Any]:
 
 def _open(paths: list[Path] | None = None) -> None:
     """Open the window with the plugin docked and the scans loaded (also without any command)."""
-    from napari_unet.domain.errors import ScanError, SeriesChoiceError, UntrustedGeometryError, VolumeChoiceError
+    from napari_unet.domain.errors import ScanError, SeriesChoiceError, UntrustedError, VolumeChoiceError
     from napari_unet.io.registry import read_scan
 
     for path in paths or ():
@@ -63,7 +63,7 @@ def _open(paths: list[Path] | None = None) -> None:
     for path in paths or ():
         try:
             scans.append(read_scan(path))
-        except (SeriesChoiceError, UntrustedGeometryError, VolumeChoiceError):
+        except (SeriesChoiceError, UntrustedError, VolumeChoiceError):
             scans.append(path)  # the window asks
     from napari_unet.qt.start import open_window
 

@@ -50,8 +50,8 @@ class VolumeChoiceError(ScanError):
         self.n_volumes = n_volumes
 
 
-class UntrustedGeometryError(ScanError):
-    """The slices form no regular grid, so that nothing measured on them could be trusted.
+class UntrustedError(ScanError):
+    """A scan has a fault and loads only if the person says so.
 
     Parameters
     ----------
@@ -64,6 +64,10 @@ class UntrustedGeometryError(ScanError):
     def __init__(self, message: str, can_resample: bool = False) -> None:
         super().__init__(message)
         self.can_resample = can_resample
+
+
+class UntrustedGeometryError(UntrustedError):
+    """The slices form no regular grid, so that nothing measured on them could be trusted."""
 
 
 class MaskError(NapariUnetError):

@@ -14,6 +14,7 @@ from typing import cast
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.volumeutils import array_from_file
@@ -129,7 +130,7 @@ def _open(path: Path) -> BufferedIOBase:
     # By content, not by name: both ".nii" that is gzipped and ".nii.gz" that is not are met in the wild.
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if zipped else path.open("rb")
+    return igzip.open(path, "rb") if zipped else path.open("rb")
 
 
 def _raw_header(stream: BufferedIOBase, path: Path) -> Nifti1Header:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari.layers import Image
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QFrame, QLabel, QMainWindow, QScrollArea, QVBoxLayout, QWidget
 
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.progress import Notice
+from napari_unet.domain.scan import Scan
 from napari_unet.qt.bridge import Bridge, guarded
+from napari_unet.qt.choosing import read_asking
 from napari_unet.qt.drops import DropOpener
+from napari_unet.qt.layer_data import image_arguments, picture
 from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.correct import CorrectPanel
 from napari_unet.qt.panels.finish import FinishPanel
@@ -67,7 +71,7 @@ class AnnotateWidget(QWidget):
         self._notice = line("", "Messages")
         self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
-        self._drops = DropOpener(self, viewer, self._guard)
+        self._drops = DropOpener(self, self.open_path)
         self.scan = ScanPanel(self.session, self.binder)
         self.propose = ProposePanel(self.session, self._guard)
         self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
@@ -89,8 +93,18 @@ class AnnotateWidget(QWidget):
         self._notice.show()
 
     def open_path(self, path: Path) -> None:
-        """Open a scan, asking what its source leaves open."""
-        self._guard(lambda: self._viewer.open(path, plugin="napari-unet"))()
+        """Open a scan, asking what its source leaves open; what is wrong is said in the dock."""
+
+        def read_and_show() -> None:
+            scan = read_asking(path)
+            if scan is not None:
+                self.show_scan(scan)
+
+        self._guard(read_and_show)()
+
+    def show_scan(self, scan: Scan) -> None:
+        """Show a scan; one that cannot be worked on is there to be looked at, and the dock says why."""
+        self._viewer.add_layer(Image(picture(scan), **image_arguments(scan, "scan")))
 
     def shut_down(self) -> None:
         """Stop the work and save what is unsaved; called when dock or window closes, and safe to call twice."""

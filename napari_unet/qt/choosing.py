@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_unet.domain.errors import SeriesChoiceError, UntrustedGeometryError, VolumeChoiceError
+from napari_unet.domain.errors import SeriesChoiceError, UntrustedError, VolumeChoiceError
 from napari_unet.domain.scan import Scan, SeriesInfo
 from napari_unet.io.registry import read_scan
 
@@ -46,8 +46,8 @@ def read_asking(path: Path | str) -> Scan | None:
     while True:
         try:
             return read_scan(path, **options)
-        except (SeriesChoiceError, VolumeChoiceError, UntrustedGeometryError) as error:
-            if not _can_ask():
+        except (SeriesChoiceError, VolumeChoiceError, UntrustedError) as error:
+            if not _can_ask() or "untrusted" in options:
                 raise
             answer = _ask(error)
         if answer is None:
@@ -64,7 +64,7 @@ def _can_ask() -> bool:
     )
 
 
-def _ask(error: SeriesChoiceError | VolumeChoiceError | UntrustedGeometryError) -> dict[str, Any] | None:
+def _ask(error: SeriesChoiceError | VolumeChoiceError | UntrustedError) -> dict[str, Any] | None:
     """Return what the answer adds to the options of reading."""
     parent = QApplication.activeWindow()
     if isinstance(error, SeriesChoiceError):
@@ -100,12 +100,12 @@ def _choose_series(series: Sequence[SeriesInfo], parent: QWidget | None) -> str 
     return series[names.currentRow()].uid if taken else None
 
 
-def _choose_trust(error: UntrustedGeometryError, parent: QWidget | None) -> dict[str, Any] | None:
+def _choose_trust(error: UntrustedError, parent: QWidget | None) -> dict[str, Any] | None:
     box = QMessageBox(parent)
-    box.setWindowTitle("Doubtful geometry")
+    box.setWindowTitle("Doubtful scan")
     box.setIcon(QMessageBox.Icon.Warning)
     box.setText(str(error))
-    box.setInformativeText("Lengths and volumes measured on it may be wrong.")
+    box.setInformativeText("What is measured on it may be wrong.")
     resample = box.addButton("Resample", QMessageBox.ButtonRole.AcceptRole) if error.can_resample else None
     untrusted = box.addButton("Load as untrusted", QMessageBox.ButtonRole.DestructiveRole)
     box.setDefaultButton(box.addButton(QMessageBox.StandardButton.Cancel))

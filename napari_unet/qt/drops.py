@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from napari.components import ViewerModel
 from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtGui import QDropEvent, QGuiApplication
 from qtpy.QtWidgets import QMainWindow, QWidget
@@ -21,15 +20,13 @@ class DropOpener(QObject):
     ----------
     parent : QObject
         Keeps this alive.
-    viewer : ViewerModel
-        Opens what is dropped.
-    guard : callable
-        Wraps an action so that what goes wrong is said in one sentence.
+    open_path : callable
+        Opens one scan and says what goes wrong.
     """
 
-    def __init__(self, parent: QObject, viewer: ViewerModel, guard: Callable[..., Callable[..., None]]) -> None:
+    def __init__(self, parent: QObject, open_path: Callable[[Path], None]) -> None:
         super().__init__(parent)
-        self._open = guard(lambda paths: viewer.open(paths, plugin="napari-unet"))
+        self._open = open_path
         self._closed = False
 
     def watch(self, window: QMainWindow) -> None:
@@ -58,5 +55,6 @@ class DropOpener(QObject):
         if not paths or len(paths) < len(urls) or not all(can_read(path) for path in paths):
             return False
         event.acceptProposedAction()
-        self._open(paths)
+        for path in paths:
+            self._open(Path(path))
         return True

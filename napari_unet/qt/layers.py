@@ -27,8 +27,6 @@ from napari_unet.session.state import ScanState
 
 # Labels layers whose dock was closed: nothing records what is painted on them. A dock opened later replaces them.
 _left_behind: weakref.WeakSet[Labels] = weakref.WeakSet()
-# Where z, y and x lead on the screen: the way that scans are read, from the feet, front up.
-_UNMIRRORED = ("away", "down", "right")
 
 
 class LayerBinder:
@@ -67,6 +65,8 @@ class LayerBinder:
         viewer.layers.events.removed.connect(self._layer_removed)
         viewer.layers.selection.events.active.connect(self._layer_selected)
         viewer.dims.events.current_step.connect(self._slice_moved)
+        viewer.dims.events.order.connect(self._orient)
+        viewer.dims.events.ndisplay.connect(self._orient)
         for layer in list(viewer.layers):
             self._adopt(layer)
 
@@ -77,6 +77,8 @@ class LayerBinder:
         events.removed.disconnect(self._layer_removed)
         self._viewer.layers.selection.events.active.disconnect(self._layer_selected)
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
+        self._viewer.dims.events.order.disconnect(self._orient)
+        self._viewer.dims.events.ndisplay.disconnect(self._orient)
         for layer in self._labels.values():
             layer.events.paint.disconnect(self._painted)
             layer.events.mode.disconnect(self._tool_moved)
@@ -155,9 +157,6 @@ class LayerBinder:
             self._bind(state, layer)
         finally:
             self._busy = False
-        if len(state.scan.spatial_shape) == 3:
-            # As napari starts, x, y and z make a left hand: a body in LPS would be its own mirror image in 3D.
-            self._viewer.camera.orientation = _UNMIRRORED
         # napari selects a layer only after everyone has heard of its insertion; the labels shall have the last word.
         QTimer.singleShot(0, self._show_active)
         if state.scan.slice_axis:
@@ -218,8 +217,21 @@ class LayerBinder:
             layer = self._labels[active]
             if self._viewer.layers.selection.active is not layer:
                 self._viewer.layers.selection.active = layer
+            self._orient()
             self._slice_moved()
         self.tool_changed.emit()
+
+    def _orient(self, event: object = None) -> None:
+        """Have bodies stand as they are read: left on the right, and the head up where it is on the screen.
+
+        As napari starts, x, y and z make a left hand, so that a body in LPS would be its own mirror image in 3D, and z
+        runs down the screen.
+        """
+        active, dims = self._session.active, self._viewer.dims
+        if active is None or len(active.scan.spatial_shape) < 3:
+            return
+        upright = dims.ndisplay == 2 and dims.displayed[0] == dims.ndim - 3
+        self._viewer.camera.orientation = ("away", "up" if upright else "down", "right")
 
     def _centre(self, state: ScanState) -> None:
         axis = state.scan.slice_axis

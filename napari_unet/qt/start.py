@@ -24,7 +24,7 @@ def open_window(scans: Sequence[Scan | Path]) -> None:
         if isinstance(scan, Path):
             widget.open_path(scan)
         else:
-            widget.session.add_scan(scan)
+            widget.show_scan(scan)
     napari.run()
 
 

@@ -41,7 +41,7 @@ def find_targets(paths: Sequence[Path]) -> list[Target]:
         Nothing to read at a path.
     """
     found: list[Target] = []
-    for path in paths:
+    for path in (given.resolve() if given.name in ("", "..") else given for given in paths):
         if path.is_dir():
             sources = find_sources(path)
             if not sources:

@@ -45,6 +45,16 @@ def test_the_slice_is_read_from_the_feet(desk: Desk) -> None:
     assert right > 0.1, "the patient's left is on the right of the screen"
 
 
+@pytest.mark.parametrize("axis", [1, 2], ids=["coronal", "sagittal"])
+def test_the_head_is_up_on_upright_slices(desk: Desk, axis: int) -> None:
+    desk.open(replace(asymmetric(), slice_axis=axis))
+    desk.viewer.dims.set_current_step(axis, (30, 20, 32)[axis])
+    right, up = bright(desk)
+    assert up > 0.1
+    if axis == 1:
+        assert right > 0.1, "the patient's left is on the right of the screen"
+
+
 @pytest.mark.parametrize(
     ("towards", "up", "left_is_right"),
     [((0, 1, 0), (1, 0, 0), True), ((0, -1, 0), (1, 0, 0), False), ((1, 0, 0), (0, -1, 0), True)],

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
-from napari_unet.domain.errors import ScanError, UntrustedGeometryError
+from napari_unet.domain.errors import UntrustedError, UntrustedGeometryError
 from napari_unet.domain.geometry import AxisMap, Geometry, orientation_codes
 from napari_unet.domain.scan import Scan, SeriesInfo
 from napari_unet.io.dicom.grid import Stack, plane_affine, stack_of
@@ -83,7 +83,7 @@ def read_dicom(path: Path, options: ReadOptions) -> Scan:
         slice_axis=voxels.slice_axis,
         modality=middle.modality or None,
         source=path,
-        warnings=(*contents.notes, *voxels.notes, *colour_notes, *number_notes),
+        warnings=(*contents.notes, *_doubts(voxels.planes), *voxels.notes, *colour_notes, *number_notes),
         series=tuple(
             SeriesInfo(s.uid, s.description, data.shape, True) if s is series else s.info() for s in contents.series
         ),
@@ -96,10 +96,20 @@ def read_dicom(path: Path, options: ReadOptions) -> Scan:
 def _refuse_cut(planes: Sequence[Plane], options: ReadOptions) -> None:
     cut = next((plane.storage.file.name for plane in planes if plane.storage.is_cut), None)
     if cut is not None and not options.untrusted:
-        raise ScanError(
+        raise UntrustedError(
             f"{cut} is cut short, its compressed voxels have no end: copy it again, or load it as untrusted "
             "(--untrusted) to see what is left."
         )
+
+
+def _doubts(planes: Sequence[Plane]) -> list[str]:
+    """Return what was taken as it is because the person wanted that."""
+    found = []
+    if any(plane.storage.is_cut for plane in planes):
+        found.append("loaded as untrusted: cut short, some of its voxels may be missing or wrong")
+    if not all(plane.storage.has_preamble for plane in planes):
+        found.append("loaded as untrusted: lacks the preamble that DICOM files begin with")
+    return found
 
 
 # ---- planes to voxels in their place ----
@@ -217,7 +227,7 @@ def _without_doubles(planes: Sequence[Plane], name: str, options: ReadOptions) -
         named = "; ".join(" and ".join(planes[index].name for index in place) for place in doubled[:_MOST_NAMED])
         more = f"; and {len(doubled) - _MOST_NAMED} more" if len(doubled) > _MOST_NAMED else ""
         places = "place" if len(doubled) == 1 else "places"
-        raise ScanError(
+        raise UntrustedError(
             f"{name} holds more than one slice at {len(doubled)} {places} ({named}{more}): move the wrong files "
             "away, or load it as untrusted (--untrusted) to keep the first of each."
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_unet.domain.errors import ScanError, SeriesChoiceError
+from napari_unet.domain.errors import ScanError, SeriesChoiceError, UntrustedError
 from napari_unet.domain.geometry import orientation_codes
 from napari_unet.domain.scan import SeriesInfo
 from napari_unet.io.dicom.grid import places, plane_affine
@@ -208,7 +208,7 @@ def _planes_of(file: Path, force: bool, is_alone: bool) -> list[Plane]:
     if not force:
         if file.stat().st_size == 0:
             raise ScanError(f"{file.name} is empty: copy it again from where it came.")
-        raise ScanError(
+        raise UntrustedError(
             f"{file.name} lacks the preamble that DICOM files begin with, so that it may be something else or "
             "incomplete: load it as untrusted (--untrusted) to read it regardless."
         )
