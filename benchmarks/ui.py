@@ -24,6 +24,7 @@ from typing import Any
 _SEED = 1
 _STROKE_PIXELS = 60
 _PAUSE_MS = 60
+_DOCK_WIDTH = 440
 
 
 def _window(with_dock: bool) -> tuple[Any, Any, Any]:
@@ -40,6 +41,12 @@ def _window(with_dock: bool) -> tuple[Any, Any, Any]:
         dock.session.set_schema(schema)
         state = dock.session.add_scan(scan, truth)
         return viewer, dock, dock.binder.labels_layer(state)
+    from qtpy.QtWidgets import QWidget
+
+    # As wide as the Annotate dock, so that both canvases have one size.
+    empty = QWidget()
+    empty.setMinimumWidth(_DOCK_WIDTH)
+    viewer.window.add_dock_widget(empty, area="right", name="empty")
     viewer.add_image(scan.data, scale=scan.spacing_or_unit)
     layer = viewer.add_labels(truth.copy(), scale=scan.spacing_or_unit)
     layer.mode, layer.brush_size, layer.selected_label = "paint", 8, 1
@@ -125,6 +132,7 @@ def paint(with_dock: bool, seconds: float) -> dict[str, float]:
         QTest.qWait(_PAUSE_MS)
         n += 1
     timer.stop()
+    size = canvas.size()
     if dock is not None:
         dock.shut_down()
     if helper is not None:
@@ -132,6 +140,7 @@ def paint(with_dock: bool, seconds: float) -> dict[str, float]:
     viewer.close()
     ordered = sorted(gaps)
     return {
+        "canvas_pixels": float(size.width() * size.height()),
         "longest_stall_ms": 1000 * ordered[-1],
         "stall_p99_ms": 1000 * ordered[int(0.99 * len(ordered))],
         "stroke_ms": 1000 * statistics.median(strokes),

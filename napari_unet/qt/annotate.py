@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QFrame, QLabel, QMainWindow, QScrollArea, QVBoxLayout, QWidget
 
 from napari_unet.compute.engine import Engine
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Names a folder for the project instead of the user's data folder.
 PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
+_WARM_UP_AFTER_MS = 150
 
 
 def default_project() -> Path:
@@ -85,7 +86,8 @@ class AnnotateWidget(QWidget):
         application = QApplication.instance()
         assert application is not None
         application.aboutToQuit.connect(self.shut_down)
-        self.session.start()
+        # The window comes first: what the engine imports, in a thread of this process, would hold it up.
+        QTimer.singleShot(_WARM_UP_AFTER_MS, self._warm_up)
 
     def say(self, message: str) -> None:
         """Show one sentence to the person."""
@@ -149,6 +151,10 @@ class AnnotateWidget(QWidget):
         """Shut down with the dock."""
         self.shut_down()
         super().closeEvent(event)
+
+    def _warm_up(self) -> None:
+        if not self._closed:
+            self.session.start()
 
     def _wake(self) -> None:
         bridge = getattr(self, "_bridge", None)

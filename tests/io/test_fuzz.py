@@ -26,7 +26,7 @@ from napari_unet.io.registry import can_read, read_scan
 
 _SECONDS = 20
 _MEMORY = 3 * 2**30
-_FULL_RUN = 20_000
+_FULL_RUN = 21_000
 
 
 def _volume() -> np.ndarray:
@@ -98,7 +98,7 @@ def _write_zarr(folder: Path) -> list[Path]:
     return [folder / "mask.ome.zarr"]
 
 
-_WRITERS = {
+SOURCES = {
     "nifti": _write_nifti,
     "tiff": _write_tiffs,
     "pictures": _write_pictures,
@@ -180,7 +180,7 @@ def _read_damaged(source: Path, place: Path, chance: random.Random) -> None:
 
 
 def _run(kind: str, folder: Path, seeds: range) -> None:
-    sources = _WRITERS[kind](folder)
+    sources = SOURCES[kind](folder)
     for source in sources:
         assert read_scan(source).data.size, "sound to begin with"
     place = folder / "damaged"
@@ -195,12 +195,12 @@ def _run(kind: str, folder: Path, seeds: range) -> None:
                 raise
 
 
-@pytest.mark.parametrize("kind", _WRITERS)
+@pytest.mark.parametrize("kind", SOURCES)
 def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path, bounded: None) -> None:
     _run(kind, tmp_path, range(150))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _WRITERS)
+@pytest.mark.parametrize("kind", SOURCES)
 def test_damaged_files_are_refused_or_read_full_run(kind: str, tmp_path: Path, bounded: None) -> None:
-    _run(kind, tmp_path, range(1000, 1000 + _FULL_RUN // len(_WRITERS)))
+    _run(kind, tmp_path, range(1000, 1000 + _FULL_RUN // len(SOURCES)))
