@@ -65,6 +65,9 @@ def predict(
             "--format", help="nifti, dicom-seg, seg-nrrd, tiff, ome-zarr or png; like the source's by default."
         ),
     ] = None,
+    labelmap: Annotated[
+        bool, typer.Option("--labelmap", help="With dicom-seg: one label map instead of a segment per class.")
+    ] = False,
     device: o.Device = "auto",
     runtime: Annotated[str, typer.Option("--runtime", help="auto or torch.")] = "auto",
     compute: o.ComputeAddress = None,
@@ -93,6 +96,8 @@ def predict(
         o.not_there_yet(f"--runtime {runtime}")
     if format is not None:
         require_format(format)
+    if labelmap and format != "dicom-seg":
+        raise typer.BadParameter("--labelmap goes with --format dicom-seg only.")
     checkpoint = find_task_model(model)
     targets = find_targets(paths)
     resolved = _resolve(device)
@@ -106,6 +111,7 @@ def predict(
         resolved,
         format_name=format,
         average=tta,
+        labelmap=labelmap,
         read=lambda path: read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample),
     ):
         if outcome.error is None:

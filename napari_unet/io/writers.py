@@ -86,6 +86,7 @@ def write_mask(
     *,
     algorithm: Algorithm = "SEMIAUTOMATIC",
     model_name: str | None = None,
+    labelmap: bool = False,
 ) -> None:
     """Write the labels of a scan; the suffix names the format.
 
@@ -106,6 +107,8 @@ def write_mask(
         Who drew it, in DICOM's words; stands in DICOM-SEG.
     model_name : str, optional
         The model that proposed; stands in DICOM-SEG.
+    labelmap : bool
+        DICOM-SEG as one label map (Supplement 243) instead of a binary segment per class; few programs read it yet.
 
     Raises
     ------
@@ -125,7 +128,7 @@ def write_mask(
     if suffix == ".dcm":
         from napari_unet.io.dicom.segmentation import write_dicom_seg
 
-        write_dicom_seg(labels, scan, path, schema, algorithm=algorithm, model_name=model_name)
+        write_dicom_seg(labels, scan, path, schema, labelmap=labelmap, algorithm=algorithm, model_name=model_name)
         return
     put_in_place(path, _WRITTEN.get(suffix, suffix), _mask_file(suffix, labels, scan, path, schema))
 

@@ -109,6 +109,7 @@ def predict_targets(
     *,
     format_name: str | None,
     average: bool,
+    labelmap: bool = False,
     read: Callable[[Path], Scan] = read_scan,
 ) -> Iterator[Outcome]:
     """Predict scans one by one and write their masks; a failure is an outcome, not an end.
@@ -133,7 +134,15 @@ def predict_targets(
             path = out / target.folder / (mask_stem(target.source, scan) + mask_suffix(format_name, scan))
             labels = predict_scan(checkpoint, scan, compute, average)
             card = checkpoint.card
-            write_mask(labels, scan, path, card.label_schema, algorithm="AUTOMATIC", model_name=card.name)
+            write_mask(
+                labels,
+                scan,
+                path,
+                card.label_schema,
+                algorithm="AUTOMATIC",
+                model_name=card.name,
+                labelmap=labelmap,
+            )
             write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id)
         except NapariUnetError as error:
             yield Outcome(target, None, error)

@@ -73,6 +73,11 @@ def test_a_segmentation_refers_to_its_series(model: Path, tmp_path: Path, capsys
     assert seg.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
     planes = seg.get_volume().array
     assert planes.any()
+    assert run("predict", folder, *words, "--labelmap") == 0
+    as_map = hd.seg.segread(tmp_path / "out" / "series.dcm")
+    assert as_map.SegmentationType == "LABELMAP"
+    assert run("predict", folder, "--out", tmp_path / "no", "--model", model, "--labelmap") == 2
+    assert not (tmp_path / "no").exists()
 
 
 def test_several_series_are_listed_and_chosen(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
