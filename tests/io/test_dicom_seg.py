@@ -21,6 +21,7 @@ from napari_unet.domain.errors import ExportError, MaskError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
+from napari_unet.io.dicom.reader import series_datasets
 from napari_unet.io.dicom.segmentation import read_dicom_seg, write_dicom_seg
 from tests.io.seg_files import (
     AXIAL,
@@ -362,12 +363,41 @@ def test_a_grid_that_is_not_the_files(ct: Scan, tmp_path: Path) -> None:
         write_dicom_seg(labels_in_lps(ct), unplaced, tmp_path / "seg.dcm", SCHEMA)
 
 
+@pytest.mark.parametrize("labelmap", [False, True])
+def test_a_resampled_scans_mask_goes_back_to_the_acquired_slices(tmp_path: Path, labelmap: bool) -> None:
+    """Fault 7: the frames lie where the tilted slices were acquired, each with the labels nearest to its pixels."""
+    scan = scan_at(write_series(tmp_path / "tilted", lean=(0.0, 0.6)), resample=True)
+    labels = labels_in_lps(scan)
+    path = tmp_path / "seg.dcm"
+    write_dicom_seg(labels, scan, path, SCHEMA, labelmap=labelmap)
+    headers = series_datasets(scan)
+    uids = [str(header.SOPInstanceUID) for header in headers]
+    found = hd.seg.segread(path).get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    inverse = np.linalg.inv(scan.geometry.affine)
+    number_of = {0: 0, **{entry.id: number for number, entry in enumerate(SCHEMA.classes, start=1)}}
+    checked = 0
+    for plane, header in zip(found, headers, strict=True):
+        across, down = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+        corner = np.array(header.ImagePositionPatient, float)
+        for row, column in np.ndindex(plane.shape):
+            point = corner + row * header.PixelSpacing[0] * down + column * header.PixelSpacing[1] * across
+            index = (inverse @ [*point, 1])[:3]
+            if (np.abs(index - np.floor(index) - 0.5) < 0.05).any():
+                continue  # as near to one voxel as to the next
+            nearest = tuple(np.rint(index).astype(int))
+            inside = all(0 <= i < n for i, n in zip(nearest, labels.shape, strict=True))
+            assert plane[row, column] == number_of[int(labels[nearest]) if inside else 0]
+            checked += 1
+    assert checked > found.size / 2
+    assert found.any()
+    with pytest.raises(MaskError, match="resampled"):
+        read_dicom_seg(path, scan)
+
+
 def test_slices_that_form_no_grid(tmp_path: Path) -> None:
-    """As the reader loads them on demand: interpolated, or as if they lay evenly."""
-    tilted = write_series(tmp_path / "tilted", lean=(0.0, 0.6))
-    scan = scan_at(tilted, resample=True)
-    with pytest.raises(ExportError, match="resampled"):
-        write_dicom_seg(labels_in_lps(scan), scan, tmp_path / "seg.dcm", SCHEMA)
+    """As the reader loads them on demand: as if they lay evenly."""
     gap = write_series(tmp_path / "gap", shape=(8, 12, 10))
     (gap / "003.dcm").unlink()
     scan = scan_at(gap, untrusted=True)

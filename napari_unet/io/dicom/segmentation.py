@@ -19,6 +19,7 @@ from napari_unet.domain.errors import ExportError, MaskError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.dicom.header import quietly
+from napari_unet.io.dicom.reader import to_acquired_slices, was_resampled
 from napari_unet.io.dicom.source import (
     Placed,
     Source,
@@ -99,7 +100,9 @@ def write_dicom_seg(
         raise ExportError(f"There is no algorithm type {algorithm!r}: take one of {', '.join(_ALGORITHMS)}.")
     if algorithm == "MANUAL" and model_name is not None:
         raise ExportError("A mask that a model proposed is not MANUAL: say SEMIAUTOMATIC, or leave the model out.")
-    numbers = to_source_axes(_segment_numbers(labels, scan, schema), scan)
+    numbers = _segment_numbers(labels, scan, schema)
+    # A resampled scan's mask goes back to the slices that were acquired: only they can be referred to.
+    numbers = to_acquired_slices(scan, numbers) if was_resampled(scan) else to_source_axes(numbers, scan)
     if any(_same_file(path, source) for source in (scan.source, *scan.source_files) if source is not None):
         raise ExportError(f"{path.name} is one of the scan's own files: choose another name for the mask.")
     with quietly():
@@ -148,6 +151,8 @@ def read_dicom_seg(path: Path | str, scan: Scan) -> NDArray:
             source = source_of(scan)
     except ExportError as error:
         raise MaskError(str(error)) from error
+    if source.planes:
+        raise MaskError(f"The scan was resampled, and {path.name} belongs to its acquired slices: load it as it is.")
     with quietly(), parsing(path, "DICOM"):
         seg = pydicom.dcmread(path)
         if seg.get("SOPClassUID") not in (_SEGMENTATION, _LABEL_MAP_SEGMENTATION):
@@ -186,7 +191,7 @@ def _segmentation(
     import highdicom as hd
 
     headers, positions = source.references, None
-    if not source.frames and source.affine is not None:
+    if not source.frames and (source.affine is not None or source.planes):
         order = hd.spatial.get_dataset_sort_index(headers)
         headers, numbers = [headers[i] for i in order], numbers[order]
     elif source.affine is not None:
@@ -272,7 +277,26 @@ def _is_sound(path: Path, numbers: NDArray[np.uint8], source: Source) -> bool:
             by_image = seg.get_pixels_by_source_frame(uids[0], list(source.frames), **how)
         else:
             by_image = seg.get_pixels_by_source_instance(uids, **how)
-    return np.array_equal(by_image, numbers) and (source.affine is None or _in_place(seg, source, source.affine))
+    if not np.array_equal(by_image, numbers):
+        return False
+    if source.planes:
+        return _on_own_planes(seg, source)
+    return source.affine is None or _in_place(seg, source, source.affine)
+
+
+def _on_own_planes(seg: highdicom.seg.Segmentation, source: Source) -> bool:
+    """Return whether every frame lies where the image was acquired that it refers to."""
+    acquired = {
+        reference.SOPInstanceUID: plane for reference, plane in zip(source.references, source.planes, strict=True)
+    }
+    for frame, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
+        plane = frame_affine(seg, frame)
+        images = group.DerivationImageSequence[0].SourceImageSequence
+        own = acquired.get(images[0].ReferencedSOPInstanceUID)
+        # The third column is a thickness, which means nothing here.
+        if plane is None or own is None or not np.allclose(plane[:, 1:], own[:, 1:], rtol=0, atol=_SAME_PLACE_MM):
+            return False
+    return True
 
 
 def _in_place(seg: highdicom.seg.Segmentation, source: Source, affine: NDArray[np.float64]) -> bool:

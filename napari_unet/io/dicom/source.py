@@ -58,6 +58,9 @@ class Source:
         From ``[slice, row, column, 1]`` to LPS millimetres; None for one image without a position.
     slack : float
         Farthest, in mm, that a corner of a slice lies from where the affine has it.
+    planes : tuple of (4, 4) array
+        Per slice, from ``[0, row, column, 1]`` to LPS millimetres, where the slices form no grid (``affine`` is then
+        None); else empty.
     """
 
     references: list[Dataset]
@@ -65,6 +68,7 @@ class Source:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64] | None
     slack: float
+    planes: tuple[NDArray[np.float64], ...] = ()
 
     @property
     def frame_of_reference(self) -> str | None:
@@ -143,6 +147,8 @@ def source_of(scan: Scan) -> Source:
         The scan is not from DICOM, its files are gone or changed, or its grid is not theirs.
     """
     headers = _headers(scan)
+    if was_resampled(scan):
+        return _uneven_source(headers)
     shape = to_source_axes(np.broadcast_to(np.uint8(0), scan.spatial_shape), scan).shape
     if any((header.get("Rows"), header.get("Columns")) != shape[1:] for header in headers):
         raise ExportError("The scan's DICOM files do not have its rows and columns (any more): load the scan again.")
@@ -246,12 +252,26 @@ def _headers(scan: Scan) -> list[Dataset]:
     for file, header in zip(scan.source_files, headers, strict=True):
         if "Rows" not in header:
             raise ExportError(f"{file.name} is not a DICOM image, which a DICOM-SEG has to refer to: take nifti.")
-    if was_resampled(scan):
-        raise ExportError(
-            "The scan was resampled, so that its slices are none of the DICOM images that a DICOM-SEG has to refer to: "
-            "write the mask as nifti or tiff."
-        )
     return headers
+
+
+def _uneven_source(headers: list[Dataset]) -> Source:
+    """Return the images of a scan that was resampled, each where it was acquired."""
+    planes = [frame_affine(header, 0) for header in headers]
+    if "PerFrameFunctionalGroupsSequence" in headers[0] or any(plane is None for plane in planes):
+        raise ExportError(
+            "The scan was resampled from frames of one file, which cannot be referred to singly: write the mask as "
+            "nifti or tiff."
+        )
+    placed = tuple(plane for plane in planes if plane is not None)
+    corners = np.array([plane[:3, 3] for plane in placed])
+    steps = np.linalg.norm(np.diff(corners, axis=0), axis=1)
+    thickness = float(headers[0].get("SliceThickness") or 0) or float(np.median(steps))
+    references = [_reference(header) for header in headers]
+    for reference in references:
+        _set_measures(reference, reference.PixelSpacing, thickness)
+    shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
+    return Source(references, (), shape, None, 0.0, placed)
 
 
 def _source_affine(scan: Scan, plane: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
