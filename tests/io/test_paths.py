@@ -25,7 +25,7 @@ def test_scans_are_read_and_masks_written(kind: str, name: str, tmp_path: Path) 
     sound.mkdir()
     for source in test_fuzz.SOURCES[kind](sound):
         suffix = source.name[len(source_stem(source)) :]
-        place = tmp_path / f"in {source.stem}" / name / (name + suffix)
+        place = tmp_path / f"in {source.name}" / name / (name + suffix)
         place.parent.mkdir(parents=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, place)
         scan, plain = read_scan(place), read_scan(source)
@@ -35,7 +35,7 @@ def test_scans_are_read_and_masks_written(kind: str, name: str, tmp_path: Path) 
         labels[..., :2] = 1
         formats = ["nifti", "seg-nrrd", "tiff", "ome-zarr"] + (["dicom-seg"] if kind == "dicom" else [])
         for format_name in formats:
-            mask = tmp_path / f"out {source.stem}" / format_name / (name + mask_suffix(format_name, scan))
+            mask = tmp_path / f"out {source.name}" / format_name / (name + mask_suffix(format_name, scan))
             write_mask(labels, scan, mask, LabelSchema.of("one"))
             assert write_sidecar(mask, scan, LabelSchema.of("one")).name == f"{name}.json"
             if format_name in ("nifti", "tiff"):

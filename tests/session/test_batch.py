@@ -58,7 +58,8 @@ class TestPredicting:
         done = outcomes(find_targets([tmp_path / "in"]), tmp_path / "out", trained)
         assert [o.error for o in done] == [None] * 3
         written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
-        assert written == {"b.png", "sub/ünï cödé.png", "sub/deeper/c.png"}
+        stems = ("b", "sub/ünï cödé", "sub/deeper/c")
+        assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "json")}
         assert {o.written for o in done} == set((tmp_path / "out").rglob("*.png"))
         assert set(np.unique(np.asarray(Image.open(tmp_path / "out" / "b.png")))) <= {0, 1}
 
@@ -82,7 +83,7 @@ class TestPredicting:
         (tmp_path / "in" / "b.png").write_bytes(b"no picture")
         done = outcomes(find_targets([tmp_path / "in"]), tmp_path / "out", trained)
         assert [o.target.source.name for o in done if o.error is not None] == ["b.png"]
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+        assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["a.png", "c.png"]
 
     def test_nothing_to_read_is_said(self, tmp_path):
         (tmp_path / "notes.txt").write_text("no scan")
