@@ -109,7 +109,10 @@ def traceback_without_messages(error: BaseException) -> str:
     """
     lines: list[str] = []
     link: BaseException | None = error
-    while link is not None:
+    told: set[int] = set()
+    # An error may be its own cause, directly or in a ring.
+    while link is not None and id(link) not in told:
+        told.add(id(link))
         lines += [*traceback.format_tb(link.__traceback__), f"{type(link).__module__}.{type(link).__qualname__}"]
         link = link.__cause__ or link.__context__
     return "\n".join(line.rstrip() for line in lines)

@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,8 +153,8 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def _read_damaged(source: Path, place: Path, chance: random.Random) -> None:
-    """Damage a copy of a file, or of one file of a folder, and read it."""
+def _read_damaged(source: Path, place: Path, chance: random.Random) -> str:
+    """Damage a copy of a file, or of one file of a folder, and read it; say what became of it."""
     copy = place / source.name
     if source.is_dir():
         shutil.rmtree(copy, ignore_errors=True)
@@ -165,7 +166,7 @@ def _read_damaged(source: Path, place: Path, chance: random.Random) -> None:
     signal.alarm(_SECONDS)
     try:
         if not can_read(copy):
-            return
+            return "no scan"
         scan = read_scan(copy, untrusted=chance.random() < 0.5)
         data = np.asarray(scan.data)
         assert data.size > 0
@@ -175,11 +176,15 @@ def _read_damaged(source: Path, place: Path, chance: random.Random) -> None:
     except ScanError as error:
         if not 10 < len(str(error)) < 600:
             raise AssertionError(f"no sentence: {str(error)[:1000]!r}") from error
+        return "refused"
     finally:
         signal.alarm(0)
+    return "read"
 
 
-def _run(kind: str, folder: Path, seeds: range) -> None:
+def _run(kind: str, folder: Path, seeds: range) -> Counter[str]:
+    """Return how many were read, refused, and taken for no scan at all."""
+    became: Counter[str] = Counter()
     sources = SOURCES[kind](folder)
     for source in sources:
         assert read_scan(source).data.size, "sound to begin with"
@@ -189,18 +194,24 @@ def _run(kind: str, folder: Path, seeds: range) -> None:
         warnings.simplefilter("ignore")
         for seed in seeds:
             try:
-                _read_damaged(sources[seed % len(sources)], place, random.Random(seed))
+                became[_read_damaged(sources[seed % len(sources)], place, random.Random(seed))] += 1
             except BaseException as error:
                 error.add_note(f"kind {kind!r}, seed {seed}, {sources[seed % len(sources)].name}")
                 raise
+    return became
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path, bounded: None) -> None:
-    _run(kind, tmp_path, range(150))
+    became = _run(kind, tmp_path, range(150))
+    assert became.total() == 150
+    assert became["refused"] > 10, "the damage is felt"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_damaged_files_are_refused_or_read_full_run(kind: str, tmp_path: Path, bounded: None) -> None:
-    _run(kind, tmp_path, range(1000, 1000 + _FULL_RUN // len(SOURCES)))
+    n = _FULL_RUN // len(SOURCES)
+    became = _run(kind, tmp_path, range(1000, 1000 + n))
+    assert became.total() == n
+    assert became["refused"] > n // 15, "the damage is felt"

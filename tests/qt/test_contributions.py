@@ -117,3 +117,24 @@ def test_pictures_open(desk: Desk, key: str) -> None:
     assert desk.layer.data.shape == image.data.shape[:2]
     assert not desk.widget.correct.ribbon.isVisible()
     assert not desk.widget.correct.accept_scan.isVisible()
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind", "written"),
+    [
+        ("a.nii.gz", "DICOM segmentation, with the patient's tags (*.dcm)", "a.dcm"),
+        ("a.tif", "NIfTI (*.nii.gz)", "a.tif"),
+        ("a", "3D Slicer segmentation (*.seg.nrrd)", "a.seg.nrrd"),
+        ("a.nii.gz", "NIfTI (*.nii.gz)", "a.nii.gz"),
+        ("a.nii.gz", "", "a.nii.gz"),
+    ],
+)
+def test_the_kind_of_file_that_was_chosen_counts(tmp_path: Path, typed: str, kind: str, written: str) -> None:
+    from napari_unet.domain.errors import ExportError
+    from napari_unet.qt.panels.finish import _of_kind
+
+    assert _of_kind(tmp_path / typed, kind, ".nii.gz") == tmp_path / written
+    if typed != written:
+        (tmp_path / written).touch()
+        with pytest.raises(ExportError, match="there already"):
+            _of_kind(tmp_path / typed, kind, ".nii.gz")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qtpy.QtWidgets import QFileDialog
 
-from napari_unet.domain.errors import SessionError
-from napari_unet.io.writers import mask_suffix
+from napari_unet.domain.errors import ExportError, SessionError
+from napari_unet.io.writers import format_of, mask_suffix
 from napari_unet.qt.panels.parts import Panel, button
 from napari_unet.session.session import Session
 
@@ -50,6 +50,22 @@ class FinishPanel(Panel):
         suggestion = f"{state.stem}-mask{suffix}"
         # The first filter is the one that Qt shows.
         filters = sorted(_FILTERS, key=lambda text: f"*{suffix})" not in text)
-        path, _ = QFileDialog.getSaveFileName(self, "Export mask", suggestion, ";;".join(filters))
+        path, kind = QFileDialog.getSaveFileName(self, "Export mask", suggestion, ";;".join(filters))
         if path:
-            self.export_to(Path(path))
+            self.export_to(_of_kind(Path(path), kind, suffix))
+
+
+def _of_kind(path: Path, kind: str, suggested: str) -> Path:
+    """Return a name with the suffix of the kind of file that was chosen, unless the person typed another one.
+
+    Not every system's dialog changes the suffix when another kind is chosen.
+    """
+    wanted = kind.rpartition("(*")[2].rstrip(")")
+    typed = format_of(path)
+    if not wanted or (typed is not None and not (path.name.endswith(suggested) and wanted != suggested)):
+        return path
+    named = path.with_name((path.name.removesuffix(suggested) if typed else path.name) + wanted)
+    if named.exists():
+        # The dialog asked about the other name only.
+        raise ExportError(f"{named.name} is there already: choose it by its full name to replace it.")
+    return named
