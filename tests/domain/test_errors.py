@@ -5,15 +5,18 @@ from __future__ import annotations
 from napari_unet.domain.errors import ScanError, traceback_without_messages
 
 
+NAME = "Doe^Jane"
+
+
 def test_a_traceback_names_kinds_and_places_but_no_messages() -> None:
     try:
         try:
-            raise OSError("/scans/Doe^Jane.dcm")
+            raise OSError(f"/scans/{NAME}.dcm")
         except OSError as error:
-            raise ScanError("Doe^Jane.dcm cannot be opened.") from error
+            raise ScanError(f"{NAME}.dcm cannot be opened.") from error
     except ScanError as error:
         told = traceback_without_messages(error)
-    assert "Doe" not in told
+    assert NAME not in told
     assert "builtins.OSError" in told
     assert "ScanError" in told
     assert __file__ in told
