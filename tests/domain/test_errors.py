@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from napari_unet.domain.errors import ScanError, traceback_without_messages
 
-
 NAME = "Doe^Jane"
 
 
