@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,20 +31,25 @@ def _resolve(device: str) -> ResolvedCompute:
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A file or a folder with one scan.")],
+    path: Annotated[Path, typer.Argument(help="A file or a folder with one scan, or a model (.safetensors).")],
     series: o.Series = None,
     volume: o.Volume = None,
     untrusted: o.Untrusted = False,
     resample: o.Resample = False,
     json: o.Json = None,
 ) -> None:
-    """Say how a scan is read: axes, spacing, orientation, what is odd about it."""
+    """Say how a scan is read: axes, spacing, orientation, what is odd about it; or what a model's card says."""
     from napari_unet.domain.errors import SeriesChoiceError
     from napari_unet.io.info import describe, describe_choice
     from napari_unet.io.registry import read_scan
+    from napari_unet.storage.checkpoint_file import read_checkpoint
 
     try:
-        result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
+        if path.suffix == ".safetensors":
+            model = read_checkpoint(path)
+            result = {"id": model.id, **model.card.model_dump(mode="json")}
+        else:
+            result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
     except SeriesChoiceError as several:
         if series is not None:
             raise
@@ -134,8 +139,10 @@ def fine_tune(
     masks: o.Masks,
     out: Annotated[Path, typer.Option("--out", help="Where the model is written (.safetensors).")],
     model: Annotated[str | None, typer.Option("--model", metavar="NAME|FILE", help="Where to start.")] = None,
-    preset: Annotated[str, typer.Option("--preset", help="default or classic.")] = "default",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = None,
+    preset: o.Preset = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting (docs/settings.md).")
+    ] = None,
     budget_seconds: Annotated[float | None, typer.Option("--budget-seconds", min=0.1, help="Wall time.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
     group_by: o.GroupBy = None,
@@ -143,7 +150,9 @@ def fine_tune(
     foreground: o.Foreground = None,
     binary: o.Binary = False,
     max_side: o.MaxSide = None,
-    unlabelled: Annotated[Path | None, typer.Option("--unlabelled", help="Images without masks.")] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option("--unlabelled", help="Scans without masks, for a Mean Teacher.")
+    ] = None,
     device: o.Device = "auto",
     compute: o.ComputeAddress = None,
     seed: o.Seed = 0,
@@ -151,16 +160,12 @@ def fine_tune(
 ) -> None:
     """Train on pairs of images and masks."""
     from napari_unet.cli.training import run_fine_tune
-    from napari_unet.domain.settings import TrainingSettings
 
-    if unlabelled is not None:
-        o.not_there_yet("--unlabelled")
     if compute is not None:
         o.not_there_yet("--compute")
-    if budget_seconds is None and steps is None:
-        # Not the starting model's: that was the budget of its own training.
-        budget_seconds = TrainingSettings().budget_seconds
-    values = {"training.budget_seconds": budget_seconds, "training.steps": steps, "training.seed": seed}
+    values: dict[str, Any] = {"training.seed": seed}
+    if budget_seconds is not None or steps is not None:
+        values |= {"training.budget_seconds": budget_seconds, "training.steps": steps}
     values |= o.parse_settings(set_)
     result = run_fine_tune(
         images,
@@ -173,6 +178,7 @@ def fine_tune(
         group_by=group_by,
         exclude=o.matcher(exclude_regex, "--exclude-regex"),
         max_side=max_side,
+        unlabelled=unlabelled,
         seed=seed,
         compute=_resolve(device),
     )

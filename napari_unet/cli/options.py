@@ -12,6 +12,7 @@ import typer
 from napari_unet.domain.errors import PairingError, SettingsError
 from napari_unet.domain.settings import Device as DeviceName
 from napari_unet.io.masks import TruthRule
+from napari_unet.training.presets import PRESETS, preset_named
 
 Images = Annotated[Path, typer.Option("--images", help="Folder of images.")]
 Masks = Annotated[Path, typer.Option("--masks", help="Folder of masks, called as the images are.")]
@@ -39,6 +40,11 @@ def _known_device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", callback=_known_device)]
+_RECIPES = "; ".join(f"{name}: for {preset_named(name).purpose}" for name in PRESETS)
+Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", help=f"{_RECIPES}. The first, if not given.")]
+Unlabelled = Annotated[
+    Path | None, typer.Option("--unlabelled", metavar="DIR", help="Scans without masks, for a Mean Teacher.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 Series = Annotated[str | None, typer.Option("--series", metavar="UID", help="Which series, where there are several.")]
 Volume = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4D scan.")]

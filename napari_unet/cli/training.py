@@ -11,15 +11,22 @@ from typing import Any
 import numpy as np
 
 from napari_unet.cli.output import say
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ExportError
+from napari_unet.domain.settings import ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
 from napari_unet.session.batch import load_training_folder, settings_for
 from napari_unet.session.models import find_model
+from napari_unet.session.planning import refuse_fixed
+from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from napari_unet.training.fine_tune import fine_tune as fine_tune_job
+from napari_unet.training.fingerprint import fingerprint
 from napari_unet.training.lesson import FineTuned, Lesson
+from napari_unet.training.words import in_words
 
+_BUDGET, _CONSISTENCY = "training.budget_seconds", "training.consistency_weight"
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -29,12 +36,13 @@ def run_fine_tune(
     out: Path,
     *,
     model: str | None,
-    preset: str,
+    preset: str | None,
     values: dict[str, Any],
     rule: TruthRule,
     group_by: str | None,
     exclude: Callable[[str], bool],
     max_side: int | None,
+    unlabelled: Path | None,
     seed: int,
     compute: ResolvedCompute,
 ) -> dict[str, Any]:
@@ -44,20 +52,56 @@ def run_fine_tune(
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a file, such as {out / 'model.safetensors'}.")
     base = find_model(model)
-    folder = load_training_folder(images, masks, rule, group_by=group_by, exclude=exclude, max_side=max_side, seed=seed)
-    settings = settings_for(folder, base, preset, values)
+    judging = {key: value for key, value in values.items() if key == "training.validation_fraction"}
+    before = base.card.settings if base is not None else ModelSettings()
+    folder = load_training_folder(
+        images,
+        masks,
+        rule,
+        group_by=group_by,
+        exclude=exclude,
+        max_side=max_side,
+        validation_fraction=before.with_values(judging).training.validation_fraction,
+        seed=seed,
+    )
+    values = _with_defaults(values, base, preset, unlabelled is not None)
+    settings = settings_for(folder, base, preset or "default", values)
     _refuse_unwritable(out)
+    known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
+    more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)
     torch.set_num_threads(compute.threads)
-    say(f"learning from {len(folder.teaching)} scans, judging on {len(folder.judging)}")
+    also = f", agreeing with itself on {len(more)} without labels" if more else ""
+    say(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
+    found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
+    for sentence in in_words(settings, found):
+        say(f"plan: {sentence}")
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
     lessons += [Lesson(item.scan, item.labels, locked=np.ones(item.scan.n_slices, bool)) for item in folder.judging]
-    outcome = _follow(fine_tune_job(lessons, settings, folder.schema, compute, base=base, name=out.stem))
+    job = fine_tune_job(lessons, settings, folder.schema, compute, base=base, name=out.stem, unlabelled=more)
+    outcome = _follow(job)
     write_checkpoint(outcome.checkpoint, out)
     defined = [v.after for v in outcome.verdicts if v.after is not None]
     dice = float(np.mean(defined)) if defined else None
     figure = "-" if dice is None else f"{dice:.3f}"
     say(f"wrote {out}: {outcome.steps} steps in {outcome.seconds:.0f} s, validation Dice {figure}")
     return {"validation_dice": dice, "steps": outcome.steps, "seconds": round(outcome.seconds, 3), "out": str(out)}
+
+
+def _with_defaults(
+    values: dict[str, Any], base: Checkpoint | None, preset: str | None, has_unlabelled: bool
+) -> dict[str, Any]:
+    """Check what was set against the starting model, and add what follows from the other words."""
+    if base is not None:
+        if preset is not None:
+            say("note: --preset counts from scratch only; the starting model keeps its own recipe.")
+        refuse_fixed(base.card.settings, values)
+        # Its own budget and steps were those of its own training.
+        values = {_BUDGET: TrainingSettings().budget_seconds, "training.steps": None} | values
+    weighted = base is not None and base.card.settings.training.consistency_weight > 0
+    if has_unlabelled and _CONSISTENCY not in values and not weighted:
+        say(f"note: {_CONSISTENCY} is set to 1, so that scans without labels teach.")
+        values = {_CONSISTENCY: 1.0} | values
+    return values
 
 
 def _refuse_unwritable(out: Path) -> None:

@@ -159,12 +159,15 @@ def propose(
     """
     from napari_unet.inference.predict import predict
     from napari_unet.patches.prepare import prepare
-    from napari_unet.training.fine_tune import to_label_values
+    from napari_unet.patches.spacing import zoom_of
+    from napari_unet.training.examples import to_label_values
 
     card = _checkpoint(checkpoint_file).card
     preparation = card.settings.preparation
-    image = _images.get((scan.voxels.key, preparation), lambda: prepare(scan.open(), preparation))
-    for result in predict(_network(checkpoint_file), image, card.settings, compute, slabs):
+    opened = scan.open()
+    image = _images.get((scan.voxels.key, preparation), lambda: prepare(opened, preparation))
+    zoom = zoom_of(opened, card.settings)
+    for result in predict(_network(checkpoint_file), image, card.settings, compute, slabs, zoom):
         labels = to_label_values(result.classes, card.label_schema)
         yield Proposal(result.slab.start, labels, result.confidence, checkpoint_file.key, scan.voxels.key)
 

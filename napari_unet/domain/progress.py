@@ -15,20 +15,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One optimiser step: its number from 1, the loss (smoothed), how far the budget is used."""
+    """One optimiser step: its number from 1, the loss (smoothed), how far the budget is used.
+
+    ``validation_loss`` is there at steps after which a validation was made.
+    """
 
     step: int
     loss: float
     fraction: float
     seconds_left: float | None = None
-
-
-@dataclass(frozen=True)
-class ValidationScore:
-    """Mean foreground Dice on the locked cases at a step."""
-
-    step: int
-    dice: float | None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)

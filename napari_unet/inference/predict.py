@@ -19,8 +19,11 @@ from torch import Tensor
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import InferenceSettings, ModelSettings
 from napari_unet.inference.slabs import Slab, SlabResult
+from napari_unet.networks.heads import class_logits
 from napari_unet.networks.unet import UNet
 
+# Planes on each side of a 3D slab that are predicted for their neighbours' sake.
+_HALO = 16
 # Voxels in one forward pass: beyond this CPU caches and small GPUs suffer.
 _TILE_VOXELS = {2: 512 * 512, 3: 96 * 96 * 96}
 
@@ -31,6 +34,7 @@ def predict(
     settings: ModelSettings,
     compute: ResolvedCompute,
     slabs: Sequence[Slab],
+    zoom: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Generator[SlabResult, None, None]:
     """Predict slabs of a prepared scan in the order given.
 
@@ -46,6 +50,8 @@ def predict(
         Device and precision.
     slabs : sequence of Slab
         What to predict, first things first.
+    zoom : tuple of float
+        Spacing of the network's voxels over that of the image's (:func:`napari_unet.patches.spacing.zoom_of`).
 
     Yields
     ------
@@ -54,7 +60,7 @@ def predict(
     """
     network.to(compute.device).eval()
     for slab in slabs:
-        probability = predict_slab(network, image, settings, compute, slab)
+        probability = predict_slab(network, image, settings, compute, slab, zoom)
         confidence, classes = probability.max(0)
         yield SlabResult(
             slab,
@@ -70,18 +76,32 @@ def predict_slab(
     settings: ModelSettings,
     compute: ResolvedCompute,
     slab: Slab,
+    zoom: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
     """Return class probabilities ``(K, n, h, w)`` of one slab, float32 on the device."""
     if settings.network.dimensions == 2:
         planes = torch.from_numpy(np.ascontiguousarray(image[:, slab.start : slab.stop])).movedim(1, 0)
         return torch.stack(
-            [_tiled(network, plane[None].to(compute.device), settings, compute)[0] for plane in planes], 1
+            [_resampled(network, plane[None].to(compute.device), settings, compute, zoom[1:])[0] for plane in planes], 1
         )
-    halo = 16 if slab.stop - slab.start < image.shape[1] else 0
+    halo = round(_HALO * zoom[0]) if slab.stop - slab.start < image.shape[1] else 0
     start, stop = max(0, slab.start - halo), min(image.shape[1], slab.stop + halo)
     volume = torch.from_numpy(np.ascontiguousarray(image[:, start:stop])).to(compute.device)
-    probability = _tiled(network, volume[None], settings, compute)[0]
+    probability = _resampled(network, volume[None], settings, compute, zoom)[0]
     return probability[:, slab.start - start : slab.stop - start]
+
+
+def _resampled(
+    network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute, zoom: tuple[float, ...]
+) -> Tensor:
+    """Return probabilities on the grid of ``x``, computed at the network's spacing."""
+    if all(z == 1 for z in zoom):
+        return _tiled(network, x, settings, compute)
+    mode = "bilinear" if len(zoom) == 2 else "trilinear"
+    shape = [max(1, round(n / z)) for n, z in zip(x.shape[2:], zoom, strict=True)]
+    seen = F.interpolate(x, shape, mode=mode, align_corners=False)
+    # Probabilities go back, not labels: borders then fall between the network's voxels where they belong.
+    return F.interpolate(_tiled(network, seen, settings, compute), x.shape[2:], mode=mode, align_corners=False)
 
 
 def _tiled(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute) -> Tensor:
@@ -115,7 +135,7 @@ def _probability(network: UNet, x: Tensor, settings: ModelSettings, compute: Res
     total: Tensor | None = None
     with torch.autocast(torch.device(compute.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
         for flip in flips:
-            out = network(x.flip(flip) if flip else x).float().softmax(1)
+            out = class_logits(network(x.flip(flip) if flip else x).float(), settings.network).softmax(1)
             out = out.flip(flip) if flip else out
             total = out if total is None else total.add_(out)
     assert total is not None

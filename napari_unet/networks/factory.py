@@ -9,10 +9,14 @@ from torch import nn
 
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.settings import NetworkSettings
+from napari_unet.networks.pretrained import load_backbone
 from napari_unet.networks.unet import UNet
 
+#: Of the weights of linear layers, as Vision Transformers start (Dosovitskiy et al. 2021).
+_LINEAR_DEVIATION = 0.02
 
-def build(settings: NetworkSettings, seed: int | None = None) -> UNet:
+
+def build(settings: NetworkSettings, seed: int | None = None, *, pretrained: bool = False) -> UNet:
     """Return a network with random weights (He initialisation), drawn from ``seed`` without touching torch's own.
 
     Parameters
@@ -21,6 +25,15 @@ def build(settings: NetworkSettings, seed: int | None = None) -> UNet:
         What to build.
     seed : int, optional
         Seed of the weights; None draws from torch's global generator.
+    pretrained : bool
+        Read the encoder's ``backbone_weights``, if any are named. Not for a network whose weights are loaded next.
+
+    Raises
+    ------
+    SettingsError
+        A pretrained encoder cannot have these strides.
+    ModelError
+        The encoder's weights are missing or do not fit, or what reads them is not installed.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -31,6 +44,11 @@ def build(settings: NetworkSettings, seed: int | None = None) -> UNet:
                 nn.init.kaiming_normal_(module.weight, a=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=_LINEAR_DEVIATION)
+                nn.init.zeros_(module.bias)
+    if pretrained and settings.encoder == "pretrained" and settings.backbone_weights is not None:
+        load_backbone(network, settings.backbone_weights, settings)
     return network
 
 

@@ -116,6 +116,7 @@ class AnnotateWidget(QWidget):
         self._bridge.close()
         self._drops.close()
         self.binder.close()
+        self.improve.close_settings()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:
             self._viewer.bind_key(key, None)

@@ -73,7 +73,8 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     from napari_unet.inference.slabs import plan_slabs
     from napari_unet.networks.factory import build, load_weights
     from napari_unet.patches.prepare import prepare
-    from napari_unet.training.fine_tune import to_label_values
+    from napari_unet.patches.spacing import zoom_of
+    from napari_unet.training.examples import to_label_values
 
     settings = checkpoint.card.settings.with_values({"inference.mirror": average})
     require_channels(checkpoint, scan)
@@ -81,7 +82,8 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     load_weights(network, checkpoint.weights)
     image = prepare(scan, settings.preparation)
     classes = np.zeros(image.shape[1:], np.uint8)
-    for result in predict(network, image, settings, compute, plan_slabs(image.shape[1:], settings)):
+    slabs = plan_slabs(image.shape[1:], settings)
+    for result in predict(network, image, settings, compute, slabs, zoom_of(scan, settings)):
         classes[result.slab.start : result.slab.stop] = result.classes
     return scan.from_planes(to_label_values(classes, checkpoint.card.label_schema))
 
@@ -174,9 +176,10 @@ def load_training_folder(
     group_by: str | None = None,
     exclude: Callable[[str], bool] = lambda stem: False,
     max_side: int | None = None,
+    validation_fraction: float = 0.2,
     seed: int = 0,
 ) -> TrainingFolder:
-    """Read pairs; a fifth of the groups (at least one, where there are five) judges and never teaches.
+    """Read pairs; a share of the groups (at least one, where there are five) judges and never teaches.
 
     Parameters
     ----------
@@ -190,6 +193,8 @@ def load_training_folder(
         True for stems to leave out.
     max_side : int, optional
         Longest side in pixels.
+    validation_fraction : float
+        Share of the groups that judge; 0: none.
     seed : int
         Which groups judge.
     """
@@ -198,7 +203,7 @@ def load_training_folder(
         raise ScanError("Every pair was excluded by --exclude-regex: there is nothing to learn from.")
     loaded, mapping = load_pairs(pairs, rule, max_side)
     names = sorted({group_of(item.stem, group_by) for item in loaded})
-    n_judging = max(1, round(len(names) / 5)) if len(names) >= 5 else 0
+    n_judging = max(1, round(len(names) * validation_fraction)) if len(names) >= 5 and validation_fraction > 0 else 0
     judging = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:n_judging]}
     sides = [group_of(item.stem, group_by) in judging for item in loaded]
     return TrainingFolder(
@@ -221,6 +226,8 @@ def settings_for(folder: TrainingFolder, base: Checkpoint | None, preset: str, v
     from napari_unet.training.plan import plan
 
     n_classes = len(folder.schema.classes)
+    # The scans of a folder came all at once: none is the newest.
+    values = {"training.newest_fraction": 0.0, **values}
     if base is None:
         scans, labels = [item.scan for item in folder.teaching], [item.labels for item in folder.teaching]
         return plan(scans, n_classes, preset, labels).with_values(values)

@@ -15,10 +15,10 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
+from napari_unet.domain.settings import ModelSettings
 from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.worker import Worker
 from napari_unet.training.lesson import CaseVerdict, FineTuned
-from napari_unet.training.plan import plan
 
 Moved = Callable[["Verdict | None", NapariUnetError | None], None]
 
@@ -75,12 +75,12 @@ class FineTuneRun:
     states : sequence of ScanState
         Scans with something reviewed; the active or newest last.
     schema : LabelSchema
+    settings : ModelSettings
+        Recipe and budget.
     base : Checkpoint or None
         Model in use.
     name : str
         Of the checkpoint to come.
-    budget_seconds, steps : float or None, int or None
-        When to stop.
     moved : callable
         Called after each step with ``(None, None)``, at the end with the verdict, or with the error.
     """
@@ -90,27 +90,15 @@ class FineTuneRun:
         worker: Worker,
         states: Sequence[ScanState],
         schema: LabelSchema,
+        settings: ModelSettings,
         base: Checkpoint | None,
         name: str,
-        budget_seconds: float | None,
-        steps: int | None,
         moved: Moved,
     ) -> None:
         if base is not None and base.card.label_schema.ids != schema.ids:
             raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
         lock_judges(states)
-        settings = (
-            base.card.settings
-            if base
-            else plan([s.scan for s in states], len(schema.classes), labels=[s.annotation.labels for s in states])
-        )
-        self._settings = settings.with_values(
-            {
-                "training.budget_seconds": budget_seconds,
-                "training.steps": steps,
-                "training.seed": base.card.steps if base else 0,
-            }
-        )
+        self._settings = settings
         self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
         # The snapshot: later strokes belong to the next fine-tune.
         self._lessons = [LessonHandle.of(worker.share_scan(s.scan), s.annotation, s.locked) for s in states]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,12 @@ from napari_unet.domain.errors import MaskError, NapariUnetError, ScanError, Ses
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import TOO_LARGE, Scan
+from napari_unet.domain.settings import ModelSettings
 from napari_unet.io.registry import source_stem
-from napari_unet.io.sidecar import write_sidecar
-from napari_unet.io.writers import write_mask
 from napari_unet.session.autosave import Autosave
+from napari_unet.session.exporting import export_mask
 from napari_unet.session.improving import FineTuneRun, Verdict
+from napari_unet.session.planning import Planning
 from napari_unet.session.proposing import ProposalRun
 from napari_unet.session.state import ScanState
 from napari_unet.session.worker import Worker
@@ -65,6 +66,7 @@ class Session:
     proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
     training_changed = Signal()  # started, went on, or ended: read ``training``
     verdict_changed = Signal()  # read ``verdict``
+    settings_changed = Signal()  # preset, time or something set by hand: read ``planning``
     notified = Signal(Notice)
 
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
@@ -81,6 +83,7 @@ class Session:
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
+        self.planning = Planning(self)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -315,40 +318,57 @@ class Session:
 
     # -- improving ------------------------------------------------------------------------------------------------
 
-    def fine_tune(self, budget_seconds: float = 60.0, steps: int | None = None) -> None:
-        """Train in the background on everything reviewed so far.
+    def planned_settings(self) -> ModelSettings:
+        """Return the settings of the next fine-tune: the model's or a plan, and on top what was set by hand."""
+        return self.planning.settings()
+
+    def plan_in_words(self) -> list[str]:
+        """Return :meth:`planned_settings` in plain sentences."""
+        return self.planning.in_words()
+
+    def set_override(self, key: str, value: Any) -> None:
+        """Set one setting by hand; raises SettingsError, and changes nothing, where that cannot be."""
+        self.planning.set_value(key, value)
+
+    def clear_overrides(self) -> None:
+        """Go back to the plan."""
+        self.planning.clear()
+
+    def set_preset(self, name: str) -> None:
+        """Choose the recipe that plans start from."""
+        self.planning.set_preset(name)
+
+    def fine_tune(self, budget_seconds: float | None = None, steps: int | None = None) -> None:
+        """Train in the background on everything reviewed so far, with :meth:`planned_settings`.
 
         Parameters
         ----------
-        budget_seconds : float
-            Wall time, unless ``steps`` is given.
+        budget_seconds : float, optional
+            Wall time from now on, unless ``steps`` is given; as before without.
         steps : int, optional
-            Exactly so many steps instead.
+            Exactly so many steps instead, this time.
 
         Raises
         ------
         SessionError
             A training is running, or nothing has been reviewed.
+        SettingsError
+            What was set by hand does not fit the plan.
         """
         if self.training is not None and not self.training.is_over:
             raise SessionError("A fine-tune is running already: wait for it or cancel it first.")
-        taught = [s for s in self.scans if len(s.annotation.reviewed_slices())]
-        # The last one is favoured, and the scan on screen is the one that the person wants better proposals for.
-        taught.sort(key=lambda state: state is self.active)
+        taught = self.planning.lessons()
         if not taught:
             raise SessionError(
                 "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one."
             )
-        run = FineTuneRun(
-            self._worker,
-            taught,
-            self.schema,
-            self.model,
-            self.project.next_model_name(),
-            budget_seconds if steps is None else None,
-            steps,
-            self._training_moved,
-        )
+        if budget_seconds is not None:
+            self.planning.set_budget(budget_seconds)
+        settings = self.planned_settings()
+        if steps is not None:
+            settings = settings.with_values({"training.budget_seconds": None, "training.steps": steps})
+        name = self.project.next_model_name()
+        run = FineTuneRun(self._worker, taught, self.schema, settings, self.model, name, self._training_moved)
         self.training, self.verdict = run, None
         for state in taught:
             self._autosave.mark(state)
@@ -417,21 +437,7 @@ class Session:
         ExportError
             The file cannot be written, or its format cannot hold the mask.
         """
-        annotation, model = state.annotation, self.model
-        proposed = model if model is not None and model.id == state.proposed_by else None
-        # By hand is only what a hand has painted: labels that came back from an earlier day may have been proposed.
-        by_hand = proposed is None and not (annotation.labels.astype(bool) & ~annotation.painted).any()
-        write_mask(
-            annotation.labels,
-            state.scan,
-            path,
-            self.schema,
-            algorithm="MANUAL" if by_hand else "SEMIAUTOMATIC",
-            model_name=proposed.card.name if proposed else None,
-        )
-        write_sidecar(
-            path, state.scan, self.schema, model=proposed.card if proposed else None, model_id=state.proposed_by
-        )
+        export_mask(state, path, self.schema, self.model)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 

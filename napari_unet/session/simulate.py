@@ -28,8 +28,10 @@ from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
+from napari_unet.patches.spacing import zoom_of
 from napari_unet.session.models import require_channels, require_classes
-from napari_unet.training.fine_tune import prepare_lesson, to_label_values, train_examples
+from napari_unet.training.examples import prepare_lesson, to_label_values
+from napari_unet.training.fine_tune import train_examples
 from napari_unet.training.lesson import Lesson
 from napari_unet.training.plan import plan
 
@@ -227,7 +229,8 @@ class Simulator:
             image = prepare(item.scan, model.card.settings.preparation)
             classes = np.zeros(image.shape[1:], np.uint8)
             slabs = plan_slabs(image.shape[1:], model.card.settings)
-            for result in predict(network, image, model.card.settings, self._compute, slabs):
+            zoom = zoom_of(item.scan, model.card.settings)
+            for result in predict(network, image, model.card.settings, self._compute, slabs, zoom):
                 classes[result.slab.start : result.slab.stop] = result.classes
             found.append(item.scan.from_planes(to_label_values(classes, self._schema)))
         return found

@@ -1,4 +1,4 @@
-"""Networks from their description."""
+"""Networks from their description, whatever parts it asks for."""
 
 from __future__ import annotations
 
@@ -12,40 +12,116 @@ from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import NetworkSettings
 from napari_unet.networks.factory import build, load_weights, weights_of
+from napari_unet.networks.unet import UNet
 from napari_unet.training.plan import plan
 
 SMALL = {"base_channels": 4, "max_channels": 16}
-VARIANTS = [
-    NetworkSettings(**SMALL, strides=((2, 2),)),
-    NetworkSettings(**SMALL, strides=((2, 2), (2, 2), (2, 2)), in_channels=3, out_channels=5),
-    NetworkSettings(**SMALL, strides=((2, 1), (3, 2)), norm="batch", activation="relu", activation_first=True),
-    NetworkSettings(**SMALL, strides=()),
-    NetworkSettings(**SMALL, dimensions=3, strides=((1, 2, 2), (2, 2, 2))),
-    NetworkSettings(**SMALL, dimensions=3, strides=((2, 2, 2),), norm="batch", in_channels=2, out_channels=4),
-]
-each_variant = pytest.mark.parametrize("settings", VARIANTS, ids=lambda s: f"{s.dimensions}D-{len(s.strides)}-{s.norm}")
+VOLUME = {**SMALL, "dimensions": 3}
+VARIANTS = {
+    "one level": NetworkSettings(**SMALL, strides=((2, 2),)),
+    "three levels": NetworkSettings(**SMALL, strides=((2, 2), (2, 2), (2, 2)), in_channels=3, out_channels=5),
+    "classic": NetworkSettings(
+        **SMALL, strides=((2, 1), (3, 2)), norm="batch", activation="relu", activation_first=True
+    ),
+    "no level": NetworkSettings(**SMALL, strides=()),
+    "3D": NetworkSettings(**VOLUME, strides=((1, 2, 2), (2, 2, 2))),
+    "3D batch": NetworkSettings(**VOLUME, strides=((2, 2, 2),), norm="batch", in_channels=2, out_channels=4),
+    "residual": NetworkSettings(**SMALL, strides=((2, 2), (3, 1)), encoder="residual", kernels=((5, 3),) * 3),
+    "residual, activation first": NetworkSettings(
+        **SMALL, strides=((2, 2),), encoder="residual", norm="batch", activation_first=True, upsampling="transposed"
+    ),
+    "3D residual": NetworkSettings(
+        **VOLUME, strides=((1, 2, 2), (3, 2, 2)), encoder="residual", kernels=((1, 3, 3), (1, 3, 3), (3, 3, 3))
+    ),
+    "gates": NetworkSettings(**SMALL, strides=((2, 2), (2, 3)), attention_gates=True),
+    "3D gates": NetworkSettings(**VOLUME, strides=((1, 2, 2), (2, 2, 2)), attention_gates=True),
+    "deep": NetworkSettings(**SMALL, strides=((2, 2), (2, 1), (1, 3)), deep_supervision=True),
+    "3D deep": NetworkSettings(**VOLUME, strides=((1, 2, 2), (2, 2, 2)), deep_supervision=True),
+    "TransUNet": NetworkSettings(
+        **SMALL, strides=((2, 2), (2, 2)), bottleneck="transformer", transformer_layers=2, encoder="residual"
+    ),
+    "3D TransUNet": NetworkSettings(
+        **VOLUME, strides=((1, 2, 2), (2, 2, 2)), bottleneck="transformer", transformer_layers=1
+    ),
+    "regions": NetworkSettings(**SMALL, strides=((2, 2),), out_channels=4, head="sigmoid", regions=((1, 2, 3), (2, 3))),
+    "pretrained": NetworkSettings(
+        **SMALL, strides=((2, 2),) * 3, encoder="pretrained", backbone="resnet10", in_channels=2, norm="batch"
+    ),
+    "3D pretrained": NetworkSettings(
+        **VOLUME, strides=((2, 2, 2),) * 2, encoder="pretrained", backbone="resnet10", attention_gates=True
+    ),
+    "everything": NetworkSettings(
+        **SMALL,
+        strides=((2, 2),) * 2,
+        encoder="pretrained",
+        backbone="resnet10",
+        bottleneck="transformer",
+        transformer_layers=1,
+        attention_gates=True,
+        deep_supervision=True,
+    ),
+}
+each_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+
+
+def picture(settings: NetworkSettings, network: UNet, batch: int = 2) -> torch.Tensor:
+    """A random image of twice the smallest size."""
+    spatial = tuple(2 * d if d > 1 else 5 for d in network.divisor)
+    return torch.randn(batch, settings.in_channels, *spatial, generator=torch.Generator().manual_seed(0))
+
+
+def stirred(settings: NetworkSettings) -> UNet:
+    """A network of which no weight is 0 any more, as after a step of training."""
+    network = build(settings, seed=0)
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=chance)
+    return network
+
+
+def all_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
 
 
 @each_variant
 def test_logits_have_the_shape_of_the_image(settings):
     network = build(settings, seed=0)
-    spatial = tuple(2 * d if d > 1 else 5 for d in network.divisor)
-    x = torch.randn(2, settings.in_channels, *spatial, generator=torch.Generator().manual_seed(0))
-    out = network(x)
-    assert out.shape == (2, settings.out_channels, *spatial)
-    assert out.isfinite().all()
-    assert (out < 0).any()  # logits, not probabilities
-    assert not torch.allclose(out.sum(1), torch.ones(()))
-    out.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    x = picture(settings, network)
+    for out in (all_of(network(x))[0], network.eval()(x)):
+        assert out.shape == (2, settings.n_logits, *x.shape[2:])
+        assert out.isfinite().all()
+        assert (out < 0).any()  # logits, not probabilities
+        assert not torch.allclose(out.sum(1), torch.ones(()))
+
+
+@each_variant
+def test_every_weight_learns(settings):
+    network = stirred(settings)
+    sum(out.square().mean() for out in all_of(network(picture(settings, network)))).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@each_variant
+def test_half_precision_is_nearly_the_same(settings):
+    network = build(settings, seed=0).eval()
+    x = picture(settings, network)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(x)
+        half.float().square().mean().backward()
+    whole = network(x)
+    assert (half.float() - whole).square().mean().sqrt() < 0.1 * whole.std()
+    assert all(p.grad.isfinite().all() for name, p in network.named_parameters() if "coarse_heads" not in name)
 
 
 @each_variant
 def test_every_voxel_of_a_batch_is_for_itself(settings):
     """What one patch shows does not reach another when the network predicts."""
     network = build(settings, seed=0).eval()
-    spatial = tuple(2 * d if d > 1 else 5 for d in network.divisor)
-    x = torch.randn(2, settings.in_channels, *spatial, generator=torch.Generator().manual_seed(0))
+    x = picture(settings, network)
     with torch.inference_mode():
         torch.testing.assert_close(network(x)[:1], network(x[:1]), atol=1e-4, rtol=1e-4)
 
@@ -80,7 +156,7 @@ def test_weights_go_into_a_network_of_the_same_description(settings):
 
 
 def test_weights_are_a_copy():
-    network = build(VARIANTS[0], seed=0)
+    network = build(VARIANTS["one level"], seed=0)
     weights = weights_of(network)
     for array in weights.values():
         array[...] = 0
@@ -88,7 +164,7 @@ def test_weights_are_a_copy():
 
 
 def test_foreign_weights_are_refused_and_change_nothing():
-    network = build(VARIANTS[0], seed=0)
+    network = build(VARIANTS["one level"], seed=0)
     before = weights_of(network)
     name = next(iter(before))
     broken = [
@@ -96,7 +172,7 @@ def test_foreign_weights_are_refused_and_change_nothing():
         {k: v for k, v in before.items() if k != name},
         before | {"other": np.zeros(3, np.float32)},
         before | {name: before[name][:1]},
-        weights_of(build(VARIANTS[1], seed=0)),
+        weights_of(build(VARIANTS["three levels"], seed=0)),
     ]
     for weights in broken:
         with pytest.raises(ModelError, match="damaged or was made by another program"):

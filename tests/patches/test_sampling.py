@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
 from napari_unet.domain.settings import AugmentationSettings, TrainingSettings
+from napari_unet.patches import sampling
 from napari_unet.patches.augment import change_intensities, random_transform
 from napari_unet.patches.sampling import Example, PatchSampler
 
@@ -225,3 +228,49 @@ def test_a_grid_never_leaves_the_image_where_the_patch_fits():
         grid = random_transform((20, 30), (8, 16), centre, STILL, rng)
         assert grid.shape == (1, 8, 16, 2)
         assert grid.abs().max() <= 1 + 1e-6
+
+
+def test_a_rare_class_is_seen_as_often_as_asked_for():
+    """One scan in ten holds the second class: chosen class first, it is in half of the patches."""
+    scans = [np.zeros((1, 24, 24), int) for _ in range(10)]
+    for one in scans:
+        one[0, 2:10, 2:10] = 1
+    scans[3][0, 18:20, 18:20] = 2
+    shares = []
+    for fraction in (0.0, 1.0):
+        sampler = sampler_of([example_of(s) for s in scans], (8, 8), rare_class_fraction=fraction, newest_fraction=0)
+        labels = torch.cat([sampler.draw().labels for _ in range(50)])
+        shares.append(float((labels == 2).flatten(1).any(1).float().mean()))
+    assert shares[0] < 0.2
+    assert 0.4 < shares[1] < 0.6
+
+
+def test_patches_of_large_images_are_the_same_as_of_small_ones(monkeypatch):
+    """Large images are cut down to a patch's surroundings first; that must not be seen."""
+    labels = blobs((9, 40, 44))
+    reviewed = np.random.default_rng(0).random(labels.shape) < 0.7
+    for patch in ((8, 12, 12), (16, 16), (12, 50, 12)):
+        drawn = []
+        for limit in (2**20, 0):
+            monkeypatch.setattr(sampling, "_CROP_FROM", limit)
+            sampler = sampler_of(example_of(labels, reviewed=reviewed), patch, MOVING.model_copy(update={"mirror": ()}))
+            drawn.append([sampler.draw() for _ in range(4)])
+        for whole, cut in zip(*drawn, strict=True):
+            torch.testing.assert_close(whole.image, cut.image, atol=1e-3, rtol=0)
+            assert (whole.labels != cut.labels).float().mean() < 1e-3
+            assert (whole.reviewed != cut.reviewed).float().mean() < 1e-3
+
+
+def test_patches_are_at_the_spacing_of_the_network():
+    """Every second voxel where the network's are twice as large; its labels with it."""
+    labels = np.kron(blobs((1, 20, 20)), np.ones((1, 2, 2), int))
+    numbers = np.arange(labels.size).reshape(labels.shape)
+    example = replace(example_of(labels, numbers), zoom=(1.0, 2.0, 2.0))
+    batch = sampler_of(example, (8, 8)).draw()
+    for image, found in zip(batch.image[:, 0].numpy(), batch.labels.numpy(), strict=True):
+        steps = np.diff(image, axis=1)
+        np.testing.assert_allclose(steps, 2, atol=0.02)
+        np.testing.assert_allclose(np.diff(image, axis=0), 80, atol=0.02)
+        # The mean index of a patch says where its middle is; the labels there are those of the scan.
+        rows, columns = np.clip(np.round(image // 40).astype(int), 0, 39), np.round(image % 40).astype(int) % 40
+        assert (found == labels[0, rows, columns]).mean() > 0.85

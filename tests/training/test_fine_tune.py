@@ -9,6 +9,7 @@ import pytest
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError, TrainingError
+from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
@@ -16,7 +17,9 @@ from napari_unet.inference.predict import predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
-from napari_unet.training.fine_tune import fine_tune, to_label_values, to_network_classes
+from napari_unet.patches.spacing import zoom_of
+from napari_unet.training.examples import to_label_values, to_network_classes
+from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.lesson import Lesson
 from tests.training.lessons import CPU, SCHEMA, lesson, run, small_settings
 
@@ -36,7 +39,7 @@ def proposed(checkpoint, scan):
     network = build(settings.network)
     load_weights(network, checkpoint.weights)
     image = prepare(scan, settings.preparation)
-    results = predict(network, image, settings, CPU, plan_slabs(image.shape[1:], settings))
+    results = predict(network, image, settings, CPU, plan_slabs(image.shape[1:], settings), zoom_of(scan, settings))
     return to_label_values(np.concatenate([r.classes for r in results]), checkpoint.card.label_schema)
 
 
@@ -55,6 +58,96 @@ def test_a_picture_is_learnt_from_too():
     assert (
         pooled_dice([proposed(outcome.checkpoint, p.scan)[0] for p in pictures], [p.labels for p in pictures], 1) > 0.95
     )
+
+
+ARCHITECTURES = {
+    "classic": {"norm": "batch", "activation": "relu", "upsampling": "transposed", "activation_first": True},
+    "plain": {},
+    "residual": {"encoder": "residual"},
+    "attention": {"attention_gates": True},
+    "deep supervision": {"deep_supervision": True},
+    "transunet": {"bottleneck": "transformer", "transformer_layers": 2},
+    "sigmoid": {"head": "sigmoid"},
+    "pretrained": {"encoder": "pretrained", "backbone": "resnet10"},
+}
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns_one_scan_by_heart(name, dimensions):
+    if name == "pretrained":
+        pytest.importorskip("monai")
+    one = lesson((4, 24, 24))
+    settings = small_settings(dimensions, steps=1000, learning_rate=5e-3, weight_decay=0, ema_decay=0.8)
+    strides = ((2,) * dimensions,) * 2 if name == "pretrained" else settings.network.strides
+    still = {f"augmentation.{key}": 0 for key in ("probability", "brightness", "contrast", "gamma", "noise")}
+    settings = settings.with_values(
+        {f"network.{key}": value for key, value in {**ARCHITECTURES[name], "strides": strides}.items()}
+    ).with_values({**still, "training.batch_size": 4, "training.patch_size": (4, 24, 24)[-dimensions:]})
+    best = 0.0
+    for steps in (60, 120, 240):
+        outcome = tuned(one, settings.with_values({"training.steps": steps}))
+        best = pooled_dice([proposed(outcome.checkpoint, one.scan)], [one.labels], 1)
+        if best > 0.98:
+            break
+    assert best > 0.98
+
+
+class TestSpacing:
+    """Scans of different spacing, seen at one: masks must come back to where the voxels are."""
+
+    def ellipse(self, spacing, seed=0, extent=48.0):
+        """An object of fixed size in millimetres, on a grid of its own."""
+        shape = (4, round(extent / spacing[1]), round(extent / spacing[2]))
+        rng = np.random.default_rng(seed)
+        centre = extent / 2 + rng.uniform(-8, 8, 2)
+        y, x = ((np.arange(n) + 0.5) * s for n, s in zip(shape[1:], spacing[1:], strict=True))
+        inside = ((y[:, None] - centre[0]) / 12) ** 2 + ((x[None] - centre[1]) / 7) ** 2 < 1
+        truth = np.broadcast_to(inside, shape).astype(np.uint8)
+        data = rng.normal(0, 5, shape).astype(np.float32) + 100 * truth
+        return Lesson(Scan(data, "zyx", Geometry(spacing), 0), truth.copy())
+
+    def settings(self, spacing, dimensions=2):
+        patch = (4, 32, 32)[-dimensions:]
+        return small_settings(dimensions, steps=60, patch_size=patch).with_values({"preparation.spacing": spacing})
+
+    @pytest.mark.parametrize("dimensions", [2, 3])
+    def test_masks_lie_where_the_object_does_on_every_grid(self, dimensions):
+        taught = [self.ellipse((5.0, 1.5, 1.5), seed=s) for s in range(2)] + [self.ellipse((5.0, 3.0, 1.0), seed=2)]
+        outcome = tuned(taught, self.settings((5.0, 1.5, 1.5), dimensions))
+        for spacing in ((5.0, 1.5, 1.5), (5.0, 0.7, 2.2), (5.0, 3.1, 3.1), (2.4, 1.0, 1.0)):
+            unseen = self.ellipse(spacing, seed=5)
+            found = proposed(outcome.checkpoint, unseen.scan)
+            assert found.shape == unseen.labels.shape
+            assert pooled_dice([found], [unseen.labels], 1) > 0.9
+            for axis in (1, 2):
+                centres = [np.nonzero(mask)[axis].mean() * spacing[axis] for mask in (found, unseen.labels)]
+                assert centres[0] == pytest.approx(centres[1], abs=0.6)
+
+    def test_a_scan_without_spacing_is_seen_as_it_is(self):
+        scan = self.ellipse((5.0, 1.5, 1.5)).scan
+        unknown = replace(scan, geometry=Geometry(None))
+        assert zoom_of(unknown, self.settings((5.0, 3.0, 3.0))) == (1, 1, 1)
+        assert zoom_of(scan, self.settings((9.0, 3.0, 1.5))) == (1, 2, 1)
+        assert zoom_of(scan, self.settings((10.0, 3.0, 1.53), 3)) == (2, 2, 1)
+
+
+def test_unlabelled_scans_teach_through_the_mean_teacher_only():
+    scans = [lesson(seed=s).scan for s in (5, 6)]
+    with pytest.raises(TrainingError, match="consistency_weight"):
+        tuned(lesson(), unlabelled=scans)
+    settings = small_settings(steps=4, consistency_weight=1)
+    with_them, without = tuned(lesson(), settings, unlabelled=scans), tuned(lesson(), settings)
+    assert not same_weights(with_them, without)
+    assert with_them.checkpoint.card.seen == without.checkpoint.card.seen
+
+
+def test_the_classic_schedule_listens_to_the_locked_slices():
+    settings = small_settings(steps=6, schedule="plateau", validation_interval=2)
+    events, _ = run(fine_tune([lesson(), lesson(seed=1, locked=np.ones(4, bool))], settings, SCHEMA, CPU))
+    assert [e.validation_loss is not None for e in events] == [False, True] * 3
+    events, _ = run(fine_tune([lesson()], settings, SCHEMA, CPU))
+    assert events[1].validation_loss == events[1].loss
 
 
 class TestWhatTeaches:

@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QLabel
 
 from napari_unet.qt.panels.curve import LossCurve
 from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.qt.settings_form import SettingsForm
 from napari_unet.session.session import Session
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
@@ -29,7 +30,13 @@ class ImprovePanel(Panel):
         self.button = button(
             "Fine-tune", "Learn from everything accepted and painted so far, in the background.", guard(self.start), "F"
         )
-        self.row(self.button, QLabel("for"), self.seconds.native, QLabel("s"))
+        self.settings = button(
+            "Settings...",
+            "Read the plan of the next fine-tune in words, and change any part of it.",
+            self.open_settings,
+        )
+        self.row(self.button, QLabel("for"), self.seconds.native, QLabel("s"), self.settings)
+        self.form: SettingsForm | None = None
         self.bar = WorkBar("the fine-tune", guard(session.cancel_training))
         self.curve = LossCurve()
         self.body.addWidget(self.bar)
@@ -50,6 +57,8 @@ class ImprovePanel(Panel):
             signal.connect(lambda *_: self._count())
         session.training_changed.connect(self._show_run)
         session.verdict_changed.connect(self._show_verdict)
+        self.seconds.changed.connect(guard(session.planning.set_budget))
+        session.settings_changed.connect(self._show_settings)
         self._count()
         self._show_run()
         self._show_verdict()
@@ -57,6 +66,27 @@ class ImprovePanel(Panel):
     def start(self) -> None:
         """Fine-tune for as long as the box says."""
         self._session.fine_tune(float(self.seconds.value))
+
+    def open_settings(self) -> None:
+        """Open the form of settings beside the work."""
+        if self.form is None:
+            self.form = SettingsForm(self._session, self)
+        self.form.show()
+        self.form.raise_()
+        self.form.activateWindow()
+
+    def close_settings(self) -> None:
+        """Close the form, if it is open."""
+        if self.form is not None:
+            self.form.close()
+
+    def _show_settings(self) -> None:
+        planning = self._session.planning
+        # Blocked: the box has limits of its own, which must not become the session's.
+        with self.seconds.changed.blocked():
+            self.seconds.value = int(max(self.seconds.min, min(planning.budget_seconds, self.seconds.max)))
+        n = len(planning.overrides)
+        self.settings.setText(f"Settings ({n} by hand)..." if n else "Settings...")
 
     def _count(self) -> None:
         accepted = sum(state.n_accepted for state in self._session.scans)

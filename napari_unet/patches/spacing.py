@@ -1,0 +1,38 @@
+"""From a scan's voxels to those that the network sees, where the plan gave it a spacing of its own."""
+
+from __future__ import annotations
+
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ModelSettings
+
+# A finer or coarser grid by less than this blurs more than it explains.
+_EQUAL = 0.05
+
+
+def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
+    """Return the spacing of the network's voxels over that of the scan's, per axis of the acquired planes.
+
+    Parameters
+    ----------
+    scan : Scan
+        A picture or a volume. Without a known spacing it is seen as it is.
+    settings : ModelSettings
+        ``preparation.spacing``; 2D networks see every slice, whatever that says of them.
+
+    Returns
+    -------
+    tuple of float
+        Slices, rows, columns; 1 where the two spacings are equal but for 5 %.
+    """
+    wished, spacing = settings.preparation.spacing, scan.geometry.spacing
+    if wished is None or spacing is None:
+        return 1.0, 1.0, 1.0
+    if scan.slice_axis is None:
+        own = (wished[0], *spacing[-2:])
+    else:
+        own = (spacing[scan.slice_axis], *(s for axis, s in enumerate(spacing) if axis != scan.slice_axis))
+    if settings.network.dimensions == 2:
+        own = (wished[0], *own[1:])
+    ratios = [w / s for w, s in zip(wished, own, strict=True)]
+    slices, rows, columns = (1.0 if abs(ratio - 1) < _EQUAL else ratio for ratio in ratios)
+    return slices, rows, columns
