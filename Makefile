@@ -10,7 +10,12 @@ SYSTEM_PACKAGES := python3-venv xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxkb
 # A test run on a screen of its own: GUI tests need OpenGL, which Qt's offscreen platform has not and Xvfb has.
 XVFB := xvfb-run --auto-servernum --server-args="-screen 0 1920x1200x24 +extension GLX"
 
-.PHONY: help setup system demo test test-all lint types check cover screenshots clean
+# The tools that benchmarks compare with, and figures at full size where BENCH_ARGS is empty.
+BENCH_VENV ?= .venv-bench
+BENCH_ARGS ?= --quick
+RESULTS := $(if $(BENCH_ARGS),build/benchmarks,benchmarks/results)
+
+.PHONY: help setup system demo test test-all lint types check cover screenshots bench clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
@@ -18,6 +23,7 @@ help:
 	@echo "make test-all  the slow tests too"
 	@echo "make check     ruff, mypy, import-linter"
 	@echo "make cover     the tests with coverage measured"
+	@echo "make bench     the benchmarks in small; BENCH_ARGS= for full size (hours)"
 
 # System libraries that Qt, OpenGL and Xvfb need. Installed where we may; otherwise the one line to run is printed.
 system:
@@ -61,5 +67,19 @@ check: lint types
 screenshots: setup
 	$(XVFB) $(BIN)/python docs/make_screenshots.py
 
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/peers.txt
+	touch $@
+
+bench: setup $(BENCH_VENV)/.installed
+	mkdir -p $(RESULTS)
+	$(BENCH_VENV)/bin/python benchmarks/training.py $(BENCH_ARGS) --json $(RESULTS)/training.json
+	$(BENCH_VENV)/bin/python benchmarks/memory.py $(BENCH_ARGS) --json $(RESULTS)/memory.json
+	$(BIN)/python benchmarks/io.py $(BENCH_ARGS) --json $(RESULTS)/io.json
+	$(XVFB) $(BIN)/python benchmarks/ui.py $(BENCH_ARGS) --json $(RESULTS)/ui.json
+	$(BIN)/python benchmarks/ablations.py $(BENCH_ARGS) --json $(RESULTS)/ablations.json
+
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info

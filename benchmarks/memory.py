@@ -52,7 +52,7 @@ def measure(case: Case, way: str, weights: Path, given: argparse.Namespace) -> d
     training = {"steps": given.steps, "seed": given.seed, "optimiser": "sgd", "learning_rate": 1e-2, **_WAYS[way]}
     settings = settings_for(case, training, deep_supervision=False)
     network = build(settings.network, seed=given.seed)
-    draw = product_sampler(case, settings, given.seed)
+    draw = product_sampler(case, settings, given.seed, given.device)
     before = peak_mib()
     taken = train(network, draw, settings.training, compute, description=settings.network)
     seconds = seconds_each(taken, 1, given.steps - 1, given.device)
@@ -63,7 +63,7 @@ def measure(case: Case, way: str, weights: Path, given: argparse.Namespace) -> d
     return {
         "peak_mib": round(peak_mib(), 1),
         "growth_mib": round(peak_mib() - before, 1),
-        "device_mib": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+        "device_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1) if cuda else None,
         "seconds": round(statistics.median(seconds), 4),
         "precision": compute.precision,
         "threads": compute.threads,
@@ -90,11 +90,11 @@ def _measure_all(given: argparse.Namespace) -> dict[str, Any]:
                 file = Path(folder) / f"{case}-{way}.npz"
                 found = in_own_process(__file__, ["--one", case, way, str(file), *options], patient=True)
                 plain = results[case].get("plain", found)
-                found["memory_vs_plain"] = round(found["peak_mib"] / plain["peak_mib"], 3)
-                found["growth_vs_plain"] = round(found["growth_mib"] / plain["growth_mib"], 3)
+                where = "device_mib" if given.device == "cuda" else "growth_mib"
+                found["memory_vs_plain"] = round(found[where] / plain[where], 3)
                 found["time_vs_plain"] = round(found["seconds"] / plain["seconds"], 3)
                 results[case][way] = found | _difference(Path(folder) / f"{case}-plain.npz", file)
-                sys.stderr.write(f"{case}, {way}: {found['peak_mib']:.0f} MiB\n")
+                sys.stderr.write(f"{case}, {way}: {found[where]:.0f} MiB\n")
     return results
 
 

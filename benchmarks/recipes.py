@@ -64,7 +64,7 @@ _STRONG_TEACHER = {"training.consistency_weight": 10.0}
 RECIPES: dict[str, Recipe] = {
     "default": Recipe("the default plan", sets=_BOTH),
     # Whole recipes.
-    "classic": Recipe("classic preset, equal steps", preset="classic", sets=_BOTH),
+    "classic": Recipe("classic preset, equal steps", preset="classic"),
     "classic-equal-cpu": Recipe("classic preset, equal CPU seconds", preset="classic", equal_cost=True, sets=_BOTH),
     # Network.
     "residual": Recipe("residual encoder", {"network.encoder": "residual"}, sets=_BOTH),

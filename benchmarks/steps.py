@@ -116,8 +116,8 @@ def product_compute(device: str) -> ResolvedCompute:
     return compute
 
 
-def product_sampler(case: Case, settings: ModelSettings, seed: int) -> Callable[[], Any]:
-    """Return what draws this product's batches from the computed scans."""
+def product_sampler(case: Case, settings: ModelSettings, seed: int, device: str) -> Callable[[], Any]:
+    """Return what draws this product's batches from the computed scans, which an accelerator holds as in training."""
     import torch
 
     from napari_unet.patches.sampling import Example, PatchSampler
@@ -126,6 +126,8 @@ def product_sampler(case: Case, settings: ModelSettings, seed: int) -> Callable[
         Example(torch.from_numpy(image[None]), torch.from_numpy(labels))
         for image, labels in computed_scans(case.scan, seed)
     ]
+    for example in examples if device == "cuda" else ():
+        example.move_to(device)
     return PatchSampler(examples, case.patch, settings.training, settings.augmentation, seed).draw
 
 

@@ -89,7 +89,7 @@ def measure_product(case: Case, given: argparse.Namespace, deep_supervision: boo
     settings = settings_for(
         case, {"steps": given.warmup + given.steps, "seed": given.seed}, deep_supervision=deep_supervision
     )
-    draw = product_sampler(case, settings, given.seed)
+    draw = product_sampler(case, settings, given.seed, given.device)
 
     def steps(network: Any, draw: Callable[[], Any]) -> list[float]:
         training = train(network, draw, settings.training, compute, description=settings.network)
@@ -98,7 +98,7 @@ def measure_product(case: Case, given: argparse.Namespace, deep_supervision: boo
     network = build(settings.network, seed=given.seed)
     fed = steps(network, draw)
     peak = peak_mib()
-    drawn = seconds_each(draw, 1, given.steps, "cpu")
+    drawn = seconds_each(draw, 1, given.steps, given.device)
     batch = draw()
     alone = steps(network, lambda: batch)
     return {**_figures(fed, alone, drawn, network, given.device), "peak_mib": peak, "precision": compute.precision}
@@ -125,8 +125,8 @@ def _write_nnunet_task(folder: Path, case: Case, seed: int) -> str:
             blocks=blocks,
         )
     (base / "dataset_fingerprint.json").write_text("{}", encoding="utf-8")
-    labels = {"background": 0, **{f"class {value}": value for value in range(1, N_CLASSES + 1)}}
-    dataset = {"channel_names": {"0": "MR"}, "labels": labels, "numTraining": 4, "file_ending": ".nii.gz"}
+    classes = {"background": 0, **{f"class {value}": value for value in range(1, N_CLASSES + 1)}}
+    dataset = {"channel_names": {"0": "MR"}, "labels": classes, "numTraining": 4, "file_ending": ".nii.gz"}
     (base / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
     (base / "nnUNetPlans.json").write_text(json.dumps(_nnunet_plans(case, configuration)), encoding="utf-8")
     return configuration
@@ -224,6 +224,7 @@ def _monai_batches(case: Case, given: argparse.Namespace, workers: int, batches:
     from monai.data import DataLoader, Dataset
 
     both, n = ["image", "label"], len(case.patch)
+    blur = (0.5, 1.0)
     angle = np.pi if n == 2 else np.pi / 6
     steps = [
         t.RandCropByPosNegLabeld(both, "label", spatial_size=case.patch, pos=1, neg=1, num_samples=1),
@@ -237,7 +238,7 @@ def _monai_batches(case: Case, given: argparse.Namespace, workers: int, batches:
         ),
         *(t.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(n)),
         t.RandGaussianNoised("image", prob=0.1, std=0.3),
-        t.RandGaussianSmoothd("image", *[(0.5, 1.0)] * n, prob=0.2),
+        t.RandGaussianSmoothd("image", sigma_x=blur, sigma_y=blur, sigma_z=blur, prob=0.2),
         t.RandScaleIntensityd("image", factors=0.25, prob=0.15),
         t.RandSimulateLowResolutiond(
             "image", prob=0.25, zoom_range=(0.5, 1.0), upsample_mode="bilinear" if n == 2 else "trilinear"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from napari_unet.cli.output import say
+from napari_unet.compute.device import free_memory
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ExportError
@@ -22,7 +23,6 @@ from napari_unet.session.planning import refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from napari_unet.training.fine_tune import fine_tune as fine_tune_job
-from napari_unet.training.fingerprint import fingerprint
 from napari_unet.training.lesson import FineTuned, Lesson
 from napari_unet.training.words import in_words
 
@@ -65,14 +65,13 @@ def run_fine_tune(
         seed=seed,
     )
     values = _with_defaults(values, base, preset, unlabelled is not None)
-    settings = settings_for(folder, base, preset or "default", values)
+    settings, found = settings_for(folder, base, preset or "default", values, free_memory(compute))
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
     more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)
     torch.set_num_threads(compute.threads)
     also = f", agreeing with itself on {len(more)} without labels" if more else ""
     say(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
-    found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
     for sentence in in_words(settings, found):
         say(f"plan: {sentence}")
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]

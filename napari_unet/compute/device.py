@@ -64,6 +64,17 @@ def resolving(settings: ComputeSettings) -> Generator[object, None, ResolvedComp
     return resolve(settings)
 
 
+def free_memory(compute: ResolvedCompute) -> int:
+    """Return the bytes that are free now where a job computes: the GPU's, or this computer's."""
+    import psutil
+
+    if compute.device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
 def available_cores() -> int:
     """Return the number of physical cores that this process may use (hyperthreads do not speed convolutions up)."""
     import psutil

@@ -56,8 +56,10 @@ class NetworkSettings(_Frozen):
     transformer_layers: int = Field(4, ge=1, le=24, description="Depth of a transformer bottleneck")
     attention_gates: bool = Field(False, description="Skips pass a gate that learns where to look (Oktay 2018)")
     deep_supervision: bool = Field(False, description="Coarser levels of the decoder are taught as well (Lee 2015)")
-    norm: Literal["instance", "batch"] = "instance"
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    norm: Literal["instance", "batch"] = Field(
+        "instance", description="Features are evened out per patch, or over the whole batch"
+    )
+    activation: Literal["leaky_relu", "relu"] = Field("leaky_relu", description="The bend behind each convolution")
     upsampling: Literal["interpolated", "transposed"] = Field(
         "interpolated", description="How the decoder enlarges; transposed convolutions leave a checkerboard early on"
     )
@@ -122,9 +124,11 @@ class AugmentationSettings(_Frozen):
 class TrainingSettings(_Frozen):
     """The one training loop and the fine-tuning policy around it."""
 
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: float = Field(6e-3, gt=0, le=1)
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    optimiser: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw", description="How steps follow from gradients; sgd has Nesterov momentum 0.99"
+    )
+    learning_rate: float = Field(6e-3, gt=0, le=1, description="Size of the steps at its highest")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="Pull of the weights towards zero")
     schedule: Literal["poly", "cosine", "plateau", "constant"] = Field(
         "poly",
         description="Decay of the rate: over the budget, or to a tenth whenever the validation loss has stood still",
@@ -134,8 +138,8 @@ class TrainingSettings(_Frozen):
     validation_fraction: float = Field(
         0.2, ge=0, le=0.5, description="Share of a folder's scans (or patients) that judge and never teach"
     )
-    warmup_steps: int = Field(20, ge=0, le=10_000)
-    batch_size: int = Field(4, ge=1, le=512)
+    warmup_steps: int = Field(20, ge=0, le=10_000, description="Steps until the rate is at its highest")
+    batch_size: int = Field(4, ge=1, le=512, description="Patches per step")
     accumulate: int = Field(
         1, ge=1, le=512, description="A batch is computed in so many pieces: less memory, more time, the same step"
     )
@@ -153,7 +157,7 @@ class TrainingSettings(_Frozen):
     newest_fraction: float = Field(
         0.25, ge=0, le=1, description="Patches drawn from the newest scan; 0: it is one like the others"
     )
-    dice_weight: float = Field(1.0, ge=0, le=10)
+    dice_weight: float = Field(1.0, ge=0, le=10, description="Of the soft Dice of the foreground")
     cross_entropy_weight: float = Field(
         1.0, ge=0, le=10, description="Of the cross entropy, binary with a sigmoid head"
     )
@@ -163,7 +167,7 @@ class TrainingSettings(_Frozen):
     positive_weight: float = Field(
         1.0, gt=0, le=1000, description="Of foreground against background in the binary cross entropy (sigmoid head)"
     )
-    gradient_clip: float = Field(12.0, gt=0)
+    gradient_clip: float = Field(12.0, gt=0, description="Longer gradients are shortened to this norm")
     ema_decay: float = Field(0.97, ge=0, lt=1, description="Weights that predict are a moving average; 0: off")
     consistency_weight: float = Field(
         0.0,
@@ -174,7 +178,7 @@ class TrainingSettings(_Frozen):
     consistency_ramp_steps: int = Field(100, ge=0, description="Steps until that weight is reached")
     budget_seconds: float | None = Field(60.0, gt=0, description="Stop after this wall time")
     steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the time")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of everything random: first weights, patches, changes")
     deterministic: bool = Field(
         False,
         description="Only reproducible operations: two runs of equal steps give equal weights, more slowly on GPUs",
@@ -185,7 +189,7 @@ class InferenceSettings(_Frozen):
     """Tiled prediction with Gaussian blending (nnU-Net's window)."""
 
     tile: tuple[int, ...] | None = Field(None, description="Per network axis, in voxels; None: as trained or whole")
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = Field(0.5, ge=0, lt=1, description="Of neighbouring tiles, as a share of their side")
     mirror: bool = Field(True, description="Average over flips of the axes that training mirrored")
 
 

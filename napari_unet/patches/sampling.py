@@ -216,6 +216,10 @@ class PatchSampler:
         cut = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
         # Outside the scan nothing is known: zero padding makes "reviewed" false there.
         truth = F.grid_sample(known[None], grid, mode="nearest", padding_mode="zeros", align_corners=True)
+        for axis, size in enumerate(reversed(shape)):
+            if size == 1:
+                # An axis of one voxel has no outside for it.
+                truth = truth * (grid[..., axis].abs() <= 1).unsqueeze(1)
         return cut, truth
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import mask_suffix, write_mask
 from napari_unet.session.models import require_channels, require_classes
+
+if TYPE_CHECKING:
+    from napari_unet.training.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,14 @@ def load_training_folder(
     )
 
 
-def settings_for(folder: TrainingFolder, base: Checkpoint | None, preset: str, values: dict[str, Any]) -> ModelSettings:
-    """Return the settings to train a folder with: the base's network, or a plan.
+def settings_for(
+    folder: TrainingFolder,
+    base: Checkpoint | None,
+    preset: str,
+    values: dict[str, Any],
+    memory_bytes: int | None = None,
+) -> tuple[ModelSettings, Fingerprint]:
+    """Return the settings to train a folder with, the base's or a plan, and what was measured of its scans.
 
     Raises
     ------
@@ -223,16 +232,22 @@ def settings_for(folder: TrainingFolder, base: Checkpoint | None, preset: str, v
     SettingsError
         Unknown preset or setting.
     """
-    from napari_unet.training.plan import plan
+    from napari_unet.training.fingerprint import fingerprint
+    from napari_unet.training.plan import plan_for
+    from napari_unet.training.presets import preset_named
 
     n_classes = len(folder.schema.classes)
+    # A slip of the pen is answered before the scans are measured.
+    preset_named(preset)
+    ModelSettings().with_values(dict.fromkeys(values.keys() - set(ModelSettings.keys())))
     # The scans of a folder came all at once: none is the newest.
     values = {"training.newest_fraction": 0.0, **values}
-    if base is None:
-        scans, labels = [item.scan for item in folder.teaching], [item.labels for item in folder.teaching]
-        return plan(scans, n_classes, preset, labels).with_values(values)
-    require_classes(base, n_classes)
-    return base.card.settings.with_values(values)
+    if base is not None:
+        require_classes(base, n_classes)
+    found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
+    if base is not None:
+        return base.card.settings.with_values(values), found
+    return plan_for(found, n_classes, preset, memory_bytes=memory_bytes, overrides=values), found
 
 
 def evaluate_folders(

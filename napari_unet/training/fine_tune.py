@@ -104,6 +104,7 @@ def fine_tune(
             name=name,
             started=started,
             unlabelled=[prepare_unlabelled(scan, settings) for scan in unlabelled],
+            also_seen=[scan.fingerprint for scan in unlabelled],
         )
     )
 
@@ -119,6 +120,7 @@ def train_examples(
     name: str,
     started: float,
     unlabelled: Sequence[Example] = (),
+    also_seen: Sequence[str] = (),
 ) -> Generator[TrainingStep, None, FineTuned]:
     """Do the work of :func:`fine_tune` on lessons that were prepared before (``examples``, in the same order)."""
     if not any(example.usable for example in examples):
@@ -151,6 +153,8 @@ def train_examples(
     verdicts = judge(network, base, examples, lessons, settings, schema, compute)
     seen = dict.fromkeys(base.card.seen if base else ())
     seen.update(dict.fromkeys(lesson.scan.fingerprint for lesson in lessons))
+    # Without labels too: figures on them would flatter.
+    seen.update(dict.fromkeys(also_seen))
     card = ModelCard(
         name=name,
         settings=settings,

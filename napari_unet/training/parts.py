@@ -55,15 +55,16 @@ def gradients(
     # Batch normalisation looks at the whole batch at once.
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         parts = 1
-    if parts == 1:
-        yield _Whole(network, compute) if rounds == 1 else _Pieces(network, compute, map, 1, rounds)
-        return
-    threads = max(1, compute.threads // parts)
-    with (
-        ThreadPoolExecutor(parts, "napari-unet-part", initializer=torch.set_num_threads, initargs=(threads,)) as pool,
-        _contiguous(network),
-    ):
-        yield _Pieces(network, compute, pool.map, parts, rounds)
+    with _contiguous(network) if compute.device == "cpu" else nullcontext():
+        if parts > 1:
+            threads = max(1, compute.threads // parts)
+            pool = ThreadPoolExecutor(parts, "napari-unet-part", torch.set_num_threads, (threads,))
+            with pool:
+                yield _Pieces(network, compute, pool.map, parts, rounds)
+        elif rounds > 1:
+            yield _Pieces(network, compute, map, 1, rounds)
+        else:
+            yield _Whole(network, compute)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from napari_unet.domain.settings import NetworkSettings
 from napari_unet.networks.blocks import AttentionGate, ResidualBlock, frozen_statistics
 from napari_unet.networks.factory import build
-from napari_unet.networks.transformer import n_heads, positions
+from napari_unet.networks.transformer import Transformer, n_heads, positions
 from tests.networks.test_networks import SMALL, VARIANTS, VOLUME, all_of, each_variant, picture, stirred
 
 
@@ -70,6 +70,15 @@ def test_each_place_has_a_position_of_its_own_whatever_the_tile(spatial, width):
     assert len(found.unique(dim=0)) == len(found)
     larger = positions(torch.Size(n + 2 for n in spatial), width, here).unflatten(0, [n + 2 for n in spatial])
     torch.testing.assert_close(larger[tuple(slice(n) for n in spatial)].flatten(0, -2), found)
+
+
+def test_a_transformer_knows_where_things_are():
+    """Two places that change contents do not merely change results."""
+    transformer = Transformer(16, layers=1)
+    x = noise(1, 16, 4, 4)
+    swapped = x[..., [1, 0, 2, 3]]
+    with torch.inference_mode():
+        assert not torch.allclose(transformer(swapped), transformer(x)[..., [1, 0, 2, 3]], atol=1e-3)
 
 
 def test_heads_share_any_width_equally():

@@ -146,7 +146,7 @@ def test_a_mark_lands_in_one_place_in_image_and_labels(patch):
         probability=1, rotation_degrees=180, scale=0.2, shift=0.1, elastic=1, mirror=tuple(range(len(patch))), **SAME
     )
     apart = []
-    for seed in range(150):
+    for seed in range(80):
         mark = np.zeros((24, 40, 40), np.uint8)
         mark[tuple(_rng(seed).integers((8, 10, 10), (16, 30, 30)))] = 1
         ball = ndimage.distance_transform_edt(mark == 0) <= 3
@@ -159,9 +159,9 @@ def test_a_mark_lands_in_one_place_in_image_and_labels(patch):
             continue  # a slice through the ball's rim, or cut off by the patch
         assert image[labels == 1].min() >= 0.5 ** len(patch) - 0.01  # the nearest voxel weighs at least this
         apart.append(np.subtract(*(ndimage.center_of_mass(a) for a in (image, labels))))
-    assert len(apart) > 50
+    assert len(apart) > 30
     assert np.linalg.norm(apart, axis=1).max() < 0.7  # labels go to whole voxels
-    assert np.abs(np.mean(apart, 0)).max() < 0.06  # without a direction
+    assert np.abs(np.mean(apart, 0)).max() < 0.08  # without a direction
 
 
 @given(st.sets(st.integers(0, 2)), st.integers(0, 2**32))

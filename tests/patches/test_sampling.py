@@ -274,3 +274,9 @@ def test_patches_are_at_the_spacing_of_the_network():
         # The mean index of a patch says where its middle is; the labels there are those of the scan.
         rows, columns = np.clip(np.round(image // 40).astype(int), 0, 39), np.round(image % 40).astype(int) % 40
         assert (found == labels[0, rows, columns]).mean() > 0.85
+
+
+def test_a_volume_of_one_slice_knows_nothing_beyond_it():
+    batch = sampler_of(example_of(blobs((1, 16, 16))), (4, 8, 8)).draw()
+    assert (batch.reviewed.flatten(2).all(2).sum(1) == 1).all()
+    assert (batch.reviewed.flatten(2).any(2).sum(1) == 1).all()
