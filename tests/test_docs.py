@@ -24,8 +24,12 @@ HELP = {"--help"}
 _LONG_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-#: Options of other programs that the pages speak of.
-_FOREIGN: set[str] = set()
+#: Options of the measuring programs.
+_BENCHMARKS = {
+    option
+    for program in (ROOT / "benchmarks").glob("*.py")
+    for option in re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", program.read_text(encoding="utf-8"))
+}
 
 
 def text(page: Path) -> str:
@@ -66,7 +70,7 @@ def test_a_commands_section_names_exactly_its_options(command: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_invents_an_option(page: Path) -> None:
-    known = set.union(*(long_options(command) for command in COMMANDS)) | HELP | _FOREIGN
+    known = set.union(*(long_options(command) for command in COMMANDS)) | HELP | _BENCHMARKS
     assert set(_LONG_OPTION.findall(text(page))) <= known
 
 

@@ -65,7 +65,7 @@ def run_fine_tune(
         seed=seed,
     )
     values = _with_defaults(values, base, preset, unlabelled is not None)
-    settings, found = settings_for(folder, base, preset or "default", values, free_memory(compute))
+    settings, found = settings_for(folder, base, preset or "default", values, free_memory(compute), compute.device)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
     more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)

@@ -222,6 +222,7 @@ def settings_for(
     preset: str,
     values: dict[str, Any],
     memory_bytes: int | None = None,
+    device: str = "cpu",
 ) -> tuple[ModelSettings, Fingerprint]:
     """Return the settings to train a folder with, the base's or a plan, and what was measured of its scans.
 
@@ -247,7 +248,7 @@ def settings_for(
     found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
     if base is not None:
         return base.card.settings.with_values(values), found
-    return plan_for(found, n_classes, preset, memory_bytes=memory_bytes, overrides=values), found
+    return plan_for(found, n_classes, preset, memory_bytes=memory_bytes, overrides=values, device=device), found
 
 
 def evaluate_folders(

@@ -46,12 +46,18 @@ class Preset:
         What it is for, to follow the words "is made for".
     planes, volumes : Reach
         Of 2D and of 3D networks.
+    planes_on_gpu, volumes_on_gpu : Reach, optional
+        The same where a GPU computes; None: no other.
     values : mapping
         Settings by dotted key, whatever the scans. A key that is missing is planned, or stays as the settings have it.
     in_3d : mapping
         More of them, for 3D networks.
+    on_gpu : mapping
+        More of them, where a GPU computes.
     for_one_class : mapping
         More of them, where only one class is to be told from background.
+    neighbours : int
+        Slices on each side that a 2D network sees of a volume.
     square : bool
         Square patches of a 2D network, and as many levels as they allow; else both follow the voxels' spacing.
     resample : bool
@@ -62,10 +68,19 @@ class Preset:
     planes: Reach
     volumes: Reach
     values: Mapping[str, Any]
+    planes_on_gpu: Reach | None = None
+    volumes_on_gpu: Reach | None = None
     in_3d: Mapping[str, Any] = field(default_factory=dict)
+    on_gpu: Mapping[str, Any] = field(default_factory=dict)
     for_one_class: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: int = 1
     square: bool = False
     resample: bool = False
+
+    def reach(self, dimensions: int, device: str) -> Reach:
+        """Return how far a plan may go for a network of that many dimensions on a device."""
+        here, on_gpu = (self.planes, self.planes_on_gpu) if dimensions == 2 else (self.volumes, self.volumes_on_gpu)
+        return here if device == "cpu" or on_gpu is None else on_gpu
 
 
 # Small patches, small batches: in a budget of seconds the number of steps decides, not what each step sees
@@ -120,26 +135,31 @@ _PRESETS: dict[str, Preset] = {
     # workplace computer can train.
     "thorough": Preset(
         purpose="whole sets of labelled scans and minutes to hours of training",
-        planes=Reach(patch_voxels=256**2, step_voxels=4 * 256**2, smallest_edge=64, largest_batch=32, most_levels=6),
-        volumes=Reach(patch_voxels=64**3, step_voxels=2 * 64**3, smallest_edge=32, largest_batch=8, most_levels=5),
+        # What a CPU gets through some thousand times in half an hour.
+        planes=Reach(patch_voxels=128**2, step_voxels=2 * 128**2, smallest_edge=32, largest_batch=16, most_levels=5),
+        volumes=Reach(patch_voxels=48**3, step_voxels=2 * 48**3, smallest_edge=16, largest_batch=4, most_levels=4),
+        planes_on_gpu=Reach(
+            patch_voxels=256**2, step_voxels=4 * 256**2, smallest_edge=64, largest_batch=32, most_levels=6
+        ),
+        volumes_on_gpu=Reach(
+            patch_voxels=64**3, step_voxels=2 * 64**3, smallest_edge=32, largest_batch=8, most_levels=5
+        ),
         resample=True,
+        neighbours=2,
         values={
-            "network.base_channels": 32,
-            "network.max_channels": 512,
+            "network.base_channels": 24,
+            "network.max_channels": 384,
             "network.encoder": "residual",
-            "augmentation.scale": 0.25,
-            "augmentation.blur": 1,
-            "augmentation.low_resolution": 0.5,
-            "augmentation.noise": 0.1,
-            "training.learning_rate": 2e-3,
+            "augmentation.scale": 0.2,
+            "training.learning_rate": 3e-3,
             "training.warmup_steps": 50,
-            "training.schedule": "cosine",
-            "training.foreground_fraction": 1 / 3,
+            "training.schedule": "poly",
             # A folder has no newest scan.
             "training.newest_fraction": 0,
             "training.ema_decay": 0.99,
             "training.budget_seconds": 1800,
         },
+        on_gpu={"network.base_channels": 32, "network.max_channels": 512, "training.learning_rate": 2e-3},
         in_3d={"network.max_channels": 320, "network.deep_supervision": True},
     ),
 }

@@ -1,0 +1,181 @@
+"""Training on a whole set with the `thorough` preset, scored on scans that were set aside before.
+
+The test scans are those of ``napari-unet simulate`` with seed 0, so that nothing else in benchmarks/ has learnt from
+them; all others teach. The preset is used as it is, with the same budget for every set::
+
+    python benchmarks/whole_set.py --only hippocampus
+
+One JSON per set is written to benchmarks/results/whole_set; those present are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import circumstances
+
+from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.io.masks import TruthRule, distinct_values, infer_classes, read_mask
+from napari_unet.io.pairs import LabelledScan, find_pairs, load_pair
+from napari_unet.session.batch import schema_for
+
+_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_RESULTS = Path(__file__).resolve().parent / "results" / "whole_set"
+_SECONDS = 1500.0
+_PACKAGES = ("napari-unet", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class ScanSet:
+    """A folder of pairs: what its masks mean, and who tests (see docs/benchmarks.md)."""
+
+    folder: str
+    rule: TruthRule
+    test: int | None = None
+    test_regex: str | None = None
+    group_by: str | None = None
+
+
+_SETS = {
+    "hippocampus": ScanSet("hippocampus_mr", TruthRule(), test=40),
+    "cardiac": ScanSet("cardiac_cine_mr", TruthRule(), test=10, group_by=r"^(.+)-IM-"),
+    "em": ScanSet("em_membrane", TruthRule(foreground=(0,)), test_regex="^2[0-9]$"),
+}
+
+
+def load(which: ScanSet, data: Path) -> tuple[list[LabelledScan], dict[str, list[LabelledScan]], Any]:
+    """Return the scans that teach, those that test by group, and the classes."""
+    from napari_unet.session.simulate import group_pairs, split_groups
+
+    folder = data / which.folder
+    pairs = list(find_pairs(folder / "images", folder / "masks"))
+    mapping = infer_classes((distinct_values(read_mask(pair.mask).data) for pair in pairs), which.rule)
+    groups = group_pairs(pairs, which.group_by)
+    # A stream of no scans: the test set is the last of the same permutation.
+    test = split_groups(list(groups), 0, which.test, which.test_regex, 0).test
+    loaded = {name: [load_pair(pair, mapping) for pair in found] for name, found in groups.items()}
+    teaching = [item for name, items in loaded.items() if name not in test for item in items]
+    return teaching, {name: loaded[name] for name in test}, schema_for(mapping)
+
+
+def measure(which: ScanSet, data: Path, seconds: float, threads: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Train, predict the test scans and score them."""
+    import torch
+
+    from napari_unet.session.batch import predict_scan
+    from napari_unet.training.fine_tune import fine_tune
+    from napari_unet.training.lesson import Lesson
+    from napari_unet.training.plan import plan
+
+    torch.set_num_threads(threads)
+    compute = ResolvedCompute("cpu", "float32", threads)
+    teaching, testing, schema = load(which, data)
+    settings = plan(
+        [item.scan for item in teaching],
+        len(schema.classes),
+        "thorough",
+        [item.labels for item in teaching],
+        overrides={"training.budget_seconds": seconds, **values},
+    )
+    lessons = [Lesson(item.scan, item.labels) for item in teaching]
+    cpu = time.process_time()
+    outcome = _drain(fine_tune(lessons, settings, schema, compute))
+    cpu = time.process_time() - cpu
+    started = time.perf_counter()
+    predicted = {
+        name: [predict_scan(outcome.checkpoint, item.scan, compute, average=True) for item in items]
+        for name, items in testing.items()
+    }
+    return {
+        **_scores(predicted, testing, len(schema.classes)),
+        "teaching": len(teaching),
+        "testing": sum(len(items) for items in testing.values()),
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+        "predicting_seconds": round(time.perf_counter() - started, 1),
+        "settings": settings.model_dump(mode="json"),
+    }
+
+
+def _scores(
+    predicted: dict[str, list[np.ndarray]], testing: dict[str, list[LabelledScan]], n_classes: int
+) -> dict[str, Any]:
+    """Return Dice per group as simulate counts it, and HD95 where the spacing is known."""
+    from napari_unet.evaluation.effort import pooled_dice
+    from napari_unet.evaluation.metrics import score_case
+
+    dice = [pooled_dice(predicted[name], [i.labels for i in items], n_classes) for name, items in testing.items()]
+    defined = [value for value in dice if value is not None]
+    ids = tuple(range(1, n_classes + 1))
+    cases = [
+        score_case(mask, item.labels, ids, item.scan.geometry.spacing, 1.0, item.stem)
+        for name, items in testing.items()
+        for mask, item in zip(predicted[name], items, strict=True)
+        if item.labels.any()
+    ]
+    hd95 = [float(np.mean(list(case.hd95_mm.values()))) for case in cases]
+    return {
+        "dice": float(np.mean(defined)),
+        "dice_per_class": {k: float(np.mean([case.dice[k] for case in cases])) for k in ids},
+        "dice_per_group": dict(zip(testing, dice, strict=True)),
+        "dice_quartiles": [float(v) for v in np.percentile(defined, (25, 50, 75))],
+        "hd95": float(np.mean(hd95)),
+        "hd95_median": float(np.median(hd95)),
+        "hd95_unit": cases[0].unit,
+    }
+
+
+def _drain(job: Any) -> Any:
+    """Run a training to its end, with a line a minute."""
+    last = time.monotonic()
+    while True:
+        try:
+            event = next(job)
+        except StopIteration as stop:
+            return stop.value
+        if time.monotonic() - last > 60:
+            last = time.monotonic()
+            print(f"step {event.step}, loss {event.loss:.3f}, {event.seconds_left:.0f} s left", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the sets that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=_SETS, action="append")
+    parser.add_argument("--seconds", type=float, default=_SECONDS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data", type=Path, default=_DATA)
+    parser.add_argument("--results", type=Path, default=_RESULTS)
+    given = parser.parse_args(arguments)
+    given.results.mkdir(parents=True, exist_ok=True)
+    for name in given.only or _SETS:
+        path = given.results / f"{name}-0.json"
+        if path.exists():
+            print(f"{name}: there already")
+            continue
+        before = circumstances(_PACKAGES)
+        found = measure(_SETS[name], given.data, given.seconds, given.threads, {})
+        path.write_text(
+            json.dumps({**before, "set": name, "seed": 0, "threads": given.threads, **found}, indent=1) + "\n"
+        )
+        print(
+            f"{name}: Dice {found['dice']:.4f}, HD95 {found['hd95']:.2f} {found['hd95_unit']}, {found['steps']} steps"
+        )
+
+
+if __name__ == "__main__":
+    import os
+
+    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
+        # OpenMP reads them when it is loaded.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    main()
