@@ -26,6 +26,7 @@ from napari_unet.training.words import in_words
 
 if TYPE_CHECKING:
     from napari_unet.session.session import Session
+    from napari_unet.session.worker import Worker
 
 _BUDGET = "training.budget_seconds"
 _FOLLOWING = {
@@ -66,10 +67,12 @@ class Planning:
     ----------
     session : Session
         Whose scans, classes and model are planned for; its ``settings_changed`` tells of changes made here.
+    worker : Worker
+        Knows the device, once it has been found out; until then plans are made for a CPU.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, worker: Worker) -> None:
+        self._session, self._worker = session, worker
         self.preset = "default"
         #: Dotted keys of what was set by hand; those a model was made with wait until there is no model.
         self.overrides: dict[str, Any] = {}
@@ -217,13 +220,17 @@ class Planning:
             # The model's own training ended where it ended; this is a new one, with other patches.
             again = {_BUDGET: self.budget_seconds, "training.steps": None, "training.seed": card.steps}
             return card.settings.with_values(again | dict(overrides))
+        compute = self._worker.compute
+        device = "cpu" if compute is None else compute.device
         return plan_for(
             self._measured(),
             len(session.schema.classes),
             self.preset,
-            memory_bytes=self._free_memory,
+            # A CUDA GPU has memory of its own, and only torch knows how much.
+            memory_bytes=None if device == "cuda" else self._free_memory,
             budget_seconds=self.budget_seconds,
             overrides=overrides,
+            device=device,
         )
 
     def _measured(self) -> Fingerprint:

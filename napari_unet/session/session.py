@@ -18,6 +18,7 @@ from psygnal import Signal
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.annotation import Annotation, Correction, SparseChange
 from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import MaskError, NapariUnetError, ScanError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
@@ -66,7 +67,7 @@ class Session:
     proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
     training_changed = Signal()  # started, went on, or ended: read ``training``
     verdict_changed = Signal()  # read ``verdict``
-    settings_changed = Signal()  # preset, time or something set by hand: read ``planning``
+    settings_changed = Signal()  # preset, time, device or something set by hand: read ``planning``
     notified = Signal(Notice)
 
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
@@ -83,14 +84,20 @@ class Session:
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
-        self.planning = Planning(self)
+        self.planning = Planning(self, self._worker)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the engine in the background, so that the first click finds it warm."""
         self._engine.start()
-        self._worker.resolve()
+        # A failure is told once something is to be computed.
+        self._worker.when_resolved(self._know_device, lambda _: None)
+
+    def _know_device(self, compute: ResolvedCompute) -> None:
+        # Until now all was planned for a CPU.
+        if compute.device != "cpu":
+            self.settings_changed.emit()
 
     def poll(self) -> None:
         """Take in what the engine has said since; called on the session's thread."""

@@ -135,8 +135,11 @@ _PRESETS: dict[str, Preset] = {
     # workplace computer can train.
     "thorough": Preset(
         purpose="whole sets of labelled scans and minutes to hours of training",
-        # What a CPU gets through some thousand times in half an hour.
-        planes=Reach(patch_voxels=128**2, step_voxels=2 * 128**2, smallest_edge=32, largest_batch=16, most_levels=5),
+        # What a CPU gets through a thousand times or more in half an hour. Whole pictures wherever they fit: with
+        # instance normalisation a network that learns on small parts sees other statistics when it predicts, and a
+        # small organ is found by what lies around it (cardiac MR of 256 x 256 after two minutes: Dice 0.53 with
+        # patches of 256 x 256, 0.04 with 128 x 128, 0.25 if it predicts in such parts as well).
+        planes=Reach(patch_voxels=256**2, step_voxels=2 * 256**2, smallest_edge=32, largest_batch=16, most_levels=5),
         volumes=Reach(patch_voxels=48**3, step_voxels=2 * 48**3, smallest_edge=16, largest_batch=4, most_levels=4),
         planes_on_gpu=Reach(
             patch_voxels=256**2, step_voxels=4 * 256**2, smallest_edge=64, largest_batch=32, most_levels=6
@@ -147,8 +150,8 @@ _PRESETS: dict[str, Preset] = {
         resample=True,
         neighbours=2,
         values={
-            "network.base_channels": 24,
-            "network.max_channels": 384,
+            "network.base_channels": 20,
+            "network.max_channels": 320,
             "network.encoder": "residual",
             "augmentation.scale": 0.2,
             "training.learning_rate": 3e-3,

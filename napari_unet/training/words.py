@@ -12,7 +12,12 @@ from typing import Any
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.training.fingerprint import Fingerprint
 from napari_unet.training.memory import step_memory
-from napari_unet.training.plan import FEWEST_SLICES_IN_3D, LARGEST_ANISOTROPY_IN_3D, suited_dimensions
+from napari_unet.training.plan import (
+    FEWEST_SLICES_IN_3D,
+    LARGEST_ANISOTROPY_IN_3D,
+    SECONDS_FOR_3D_ON_A_CPU,
+    suited_dimensions,
+)
 from napari_unet.training.presets import PRESETS, preset_named
 
 # A class with a smaller share of the labelled voxels than this is worth a word.
@@ -124,7 +129,8 @@ def _why_dimensions(settings: ModelSettings, found: Fingerprint) -> str:
     spacing = found.median_spacing
     if settings.network.dimensions != suited_dimensions(found):
         if settings.network.dimensions == 2:
-            return ", which learns sooner; the scans would do for whole blocks (3D) as well"
+            sooner = ", which learns sooner; the scans would do for whole blocks (3D) as well"
+            return f"{sooner}{_when_3d_pays(settings)}"
         return ", although the scans suit 2D better"
     if settings.network.dimensions == 3:
         if spacing is None:
@@ -135,6 +141,14 @@ def _why_dimensions(settings: ModelSettings, found: Fingerprint) -> str:
     if spacing is not None and found.anisotropy > LARGEST_ANISOTROPY_IN_3D:
         return f", since the slices lie {spacing[0]:.2g} mm apart and the pixels {min(spacing[1:]):.2g} mm"
     return ""
+
+
+def _when_3d_pays(settings: ModelSettings) -> str:
+    """Return what a recipe that leaves the dimensions open waits for on a CPU; the device is not known here."""
+    is_open = settings.preset in PRESETS and "network.dimensions" not in preset_named(settings.preset).values
+    if not is_open or (settings.training.budget_seconds or 0) >= SECONDS_FOR_3D_ON_A_CPU:
+        return ""
+    return f", but without a GPU those pay only with hours of training, {SECONDS_FOR_3D_ON_A_CPU / 3600:g} or more"
 
 
 def _intensities(settings: ModelSettings, found: Fingerprint) -> Iterator[str]:

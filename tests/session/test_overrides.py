@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from napari_unet.compute.engine import Engine
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import SessionError, SettingsError
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.session.setting_fields import setting_fields, value_of
@@ -14,6 +16,16 @@ from napari_unet.training.presets import PRESETS
 from tests.training.lessons import lesson
 
 BATCH = "training.batch_size"
+
+
+class EngineWithAGpu(Engine):
+    """Starts nothing, and says that there is a GPU: most computers that run the tests have none."""
+
+    def start(self):
+        pass
+
+    def submit(self, function, /, *args, on_result, **more):
+        on_result(ResolvedCompute("cuda", "bfloat16", 1))
 
 
 def open_scan(session, shape=(8, 32, 32), seed=5, accepted=()):
@@ -77,6 +89,27 @@ class TestThePlan:
             time.sleep(0.005)
         assert session.planned_settings().network.dimensions == 2
         assert any("64 x 96" in line for line in session.plan_in_words())
+
+    def test_it_is_for_the_device_and_is_told_anew_once_that_is_known(self, open_session):
+        session = open_session(engine=EngineWithAGpu())
+        open_scan(session, (24, 64, 64))
+        session.set_preset("thorough")
+        before = session.planned_settings()
+        heard = []
+        session.settings_changed.connect(lambda: heard.append(session.planned_settings()))
+        session.start()
+        assert (before.network.dimensions, heard[0].network.dimensions) == (2, 3)
+        assert heard[0].network.base_channels > before.network.base_channels
+
+    def test_what_is_free_in_this_computer_limits_a_cpu_but_not_a_gpu(self, open_session):
+        session = open_session(engine=EngineWithAGpu())
+        open_scan(session, (4, 64, 64))
+        session.set_preset("thorough")
+        session.planned_settings()
+        session.planning._free_memory = 1
+        assert session.planned_settings().training.activation_checkpointing
+        session.start()
+        assert not session.planned_settings().training.activation_checkpointing
 
 
 class TestByHand:

@@ -21,11 +21,12 @@ from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.fingerprint import fingerprint, known_labels
 from napari_unet.training.lesson import Lesson
 from napari_unet.training.memory import step_memory
-from napari_unet.training.plan import PRESETS, plan, plan_for, suited_dimensions
+from napari_unet.training.plan import PRESETS, SECONDS_FOR_3D_ON_A_CPU, plan, plan_for, suited_dimensions
 from napari_unet.training.words import in_words
 from tests.real_data import REAL_DATA, needs_real_data
 from tests.training.lessons import CPU, LabelSchema, run
 
+DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
 SMALL = {"network.base_channels": 4, "network.max_channels": 16, "training.batch_size": 2}
 
 
@@ -60,10 +61,10 @@ def check_sizes(planned: ModelSettings) -> None:
     assert math.prod(deepest[-2:]) > 1
 
 
-@given(scans(), st.sampled_from(PRESETS), st.integers(1, 3), st.sampled_from([None, 2, 3]))
-def test_patch_and_network_fit_each_other_whatever_the_scans(drawn, preset, n_classes, dimensions):
+@given(scans(), st.sampled_from(PRESETS), st.integers(1, 3), st.sampled_from([None, 2, 3]), DEVICES)
+def test_patch_and_network_fit_each_other_whatever_the_scans(drawn, preset, n_classes, dimensions, device):
     wishes = {} if dimensions is None else {"network.dimensions": dimensions}
-    planned = plan(drawn, n_classes, preset, overrides=wishes)
+    planned = plan(drawn, n_classes, preset, overrides=wishes, device=device)
     check_sizes(planned)
     assert planned.network.dimensions == (dimensions or planned.network.dimensions)
     if planned.preparation.spacing is None:
@@ -73,9 +74,9 @@ def test_patch_and_network_fit_each_other_whatever_the_scans(drawn, preset, n_cl
 
 
 @settings(max_examples=25)
-@given(scans(longest=40), st.sampled_from(PRESETS))
-def test_what_is_planned_can_be_computed(drawn, preset):
-    planned = plan(drawn, 2, preset).with_values(SMALL)
+@given(scans(longest=40), st.sampled_from(PRESETS), DEVICES)
+def test_what_is_planned_can_be_computed(drawn, preset, device):
+    planned = plan(drawn, 2, preset, device=device).with_values(SMALL)
     network, patch = build(planned.network).eval(), planned.training.patch_size
     with torch.inference_mode():
         assert network(torch.zeros(1, planned.network.in_channels, *patch)).shape == (1, 3, *patch)
@@ -139,9 +140,9 @@ def test_labels_with_a_side_are_never_mirrored_across_it():
 def test_in_3d_the_slices_may_have_sides_too():
     labels = np.zeros((20, 40, 40), np.uint8)
     labels[:6, 15:25, 2:10] = 1  # at the bottom, halfway up, on the left
-    assert plan([scan_of((20, 40, 40))], 1, "thorough", [labels]).augmentation.mirror == (1,)
+    assert plan([scan_of((20, 40, 40))], 1, "thorough", [labels], device="cuda").augmentation.mirror == (1,)
     labels[14:, 15:25, 2:10] = 1
-    assert plan([scan_of((20, 40, 40))], 1, "thorough", [labels]).augmentation.mirror == (0, 1)
+    assert plan([scan_of((20, 40, 40))], 1, "thorough", [labels], device="cuda").augmentation.mirror == (0, 1)
 
 
 @pytest.mark.parametrize("slice_axis", [1, 2])
@@ -224,21 +225,51 @@ def test_classes_are_counted_and_rare_ones_named():
 )
 def test_thorough_works_in_3d_where_the_scans_are_volumes_that_suit_it(shape, spacing, dimensions):
     scan = scan_of(shape, spacing=spacing)
-    planned = plan([scan], 2, "thorough")
-    assert planned.network.dimensions == suited_dimensions(fingerprint([scan])) == dimensions
-    assert planned.network.deep_supervision == (dimensions == 3)
-    assert (planned.preparation.context_slices > 0) == (dimensions == 2 and len(shape) == 3)
-    assert plan([scan], 2).network.dimensions == plan([scan], 2, "classic").network.dimensions == 2
+    for device in ("cuda", "mps"):
+        planned = plan([scan], 2, "thorough", device=device)
+        assert planned.network.dimensions == suited_dimensions(fingerprint([scan])) == dimensions
+        assert planned.network.deep_supervision == (dimensions == 3)
+        assert planned.preparation.context_slices == (2 if dimensions == 2 and len(shape) == 3 else 0)
+        for other in ("default", "classic"):
+            assert plan([scan], 2, other, device=device) == plan([scan], 2, other)
+            assert plan([scan], 2, other).network.dimensions == 2
+
+
+def test_a_cpu_works_in_2d_unless_hours_are_given():
+    suited = fingerprint([scan_of((40, 64, 64), spacing=(1.0, 1.0, 1.0))])
+
+    def dimensions(found=suited, **more):
+        return plan_for(found, 1, "thorough", **more).network.dimensions
+
+    assert dimensions() == dimensions(budget_seconds=SECONDS_FOR_3D_ON_A_CPU - 1) == 2
+    assert dimensions(budget_seconds=SECONDS_FOR_3D_ON_A_CPU) == 3
+    assert dimensions(overrides={"training.budget_seconds": SECONDS_FOR_3D_ON_A_CPU}) == 3
+    assert dimensions(overrides={"network.dimensions": 3}) == 3
+    # No number of hours turns slices far apart into blocks.
+    thick = fingerprint([scan_of((40, 64, 64), spacing=(8.0, 1.0, 1.0))])
+    assert dimensions(thick, budget_seconds=10 * SECONDS_FOR_3D_ON_A_CPU) == 2
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_gpu_gets_larger_steps_and_a_wider_network(dimensions):
+    scan = scan_of((200, 400, 400), spacing=(1.0, 1.0, 1.0))
+    wishes = {"network.dimensions": dimensions}
+    cpu, gpu, mps = (plan([scan], 1, "thorough", overrides=wishes, device=each) for each in ("cpu", "cuda", "mps"))
+    assert gpu == mps
+    small, large = (one.training.batch_size * math.prod(one.training.patch_size) for one in (cpu, gpu))
+    assert large > 2 * small
+    assert gpu.network.base_channels > cpu.network.base_channels
+    assert gpu.training.learning_rate < cpu.training.learning_rate
 
 
 def test_equal_spacing_halves_all_axes_and_reaches_across_all():
-    planned = plan([scan_of((64, 64, 64), spacing=(1.0, 1.0, 1.0))], 1, "thorough")
+    planned = plan([scan_of((64, 64, 64), spacing=(1.0, 1.0, 1.0))], 1, "thorough", device="cuda")
     assert set(planned.network.strides) == {(2, 2, 2)}
     assert planned.network.kernels is None
 
 
 def test_thick_slices_are_halved_later_and_reached_across_later():
-    planned = plan([scan_of((60, 300, 300), spacing=(2.5, 1.0, 1.0))], 1, "thorough")
+    planned = plan([scan_of((60, 300, 300), spacing=(2.5, 1.0, 1.0))], 1, "thorough", device="cuda")
     network, patch = planned.network, planned.training.patch_size
     assert network.strides[0] == (1, 2, 2)
     assert network.kernels[0] == (1, 3, 3)
@@ -317,10 +348,10 @@ def test_the_plan_follows_what_is_wished():
     deep = plan([scan], 1, overrides={"network.dimensions": 3})
     assert deep.network.in_channels == 1
     check_sizes(deep)
-    patch = plan([scan], 1, "thorough", overrides={"training.patch_size": [24, 40, 40]})
+    patch = plan([scan], 1, "thorough", overrides={"training.patch_size": [24, 40, 40]}, device="cuda")
     assert patch.training.patch_size == (24, 40, 40)
     check_sizes(patch)
-    strides = plan([scan], 1, "thorough", overrides={"network.strides": [[2, 2, 2]] * 4})
+    strides = plan([scan], 1, "thorough", overrides={"network.strides": [[2, 2, 2]] * 4}, device="cuda")
     assert strides.network.strides == ((2, 2, 2),) * 4
     check_sizes(strides)
     assert plan([scan], 1, overrides={"preparation.context_slices": "2"}).network.in_channels == 5
@@ -330,7 +361,7 @@ def test_the_plan_follows_what_is_wished():
 
 def test_a_pretrained_encoder_halves_every_axis_at_once():
     scan = scan_of((40, 200, 200), spacing=(2.5, 1.0, 1.0))
-    network = plan([scan], 1, "thorough", overrides={"network.encoder": "pretrained"}).network
+    network = plan([scan], 1, "thorough", overrides={"network.encoder": "pretrained"}, device="cuda").network
     assert set(network.strides) == {(2, 2, 2)}
     assert network.kernels is None
 
@@ -354,14 +385,16 @@ def test_wishes_that_cannot_be_are_refused_in_words(wishes, words):
 
 
 @settings(max_examples=20)
-@given(scans(), st.sampled_from(PRESETS), st.integers(1, 3), st.lists(st.floats(7, 11), min_size=2, max_size=2))
-def test_less_memory_never_asks_for_more_and_is_obeyed_where_it_can_be(drawn, preset, n_classes, exponents):
+@given(
+    scans(), st.sampled_from(PRESETS), st.integers(1, 3), DEVICES, st.lists(st.floats(7, 11), min_size=2, max_size=2)
+)
+def test_less_memory_never_asks_for_more_and_is_obeyed_where_it_can_be(drawn, preset, n_classes, device, exponents):
     found = fingerprint(drawn)
     free = sorted(int(10**e) for e in exponents)
-    smallest = step_memory(plan_for(found, n_classes, preset, memory_bytes=1)).total
-    little, much = (plan_for(found, n_classes, preset, memory_bytes=limit) for limit in free)
+    smallest = step_memory(plan_for(found, n_classes, preset, memory_bytes=1, device=device)).total
+    little, much = (plan_for(found, n_classes, preset, memory_bytes=limit, device=device) for limit in free)
     assert step_memory(little).total <= step_memory(much).total
-    assert step_memory(much).total <= step_memory(plan_for(found, n_classes, preset)).total
+    assert step_memory(much).total <= step_memory(plan_for(found, n_classes, preset, device=device)).total
     for limit, planned in zip(free, (little, much), strict=True):
         check_sizes(planned)
         assert step_memory(planned).total <= max(limit, smallest)
@@ -371,8 +404,8 @@ def test_memory_is_saved_where_it_costs_least_first():
     found = fingerprint([scan_of((512, 512))])
 
     def fitted(share, **wishes):
-        need = step_memory(plan_for(found, 1, "thorough", overrides=wishes)).total
-        return plan_for(found, 1, "thorough", memory_bytes=int(need * share), overrides=wishes)
+        need = step_memory(plan_for(found, 1, "thorough", overrides=wishes, device="cuda")).total
+        return plan_for(found, 1, "thorough", memory_bytes=int(need * share), overrides=wishes, device="cuda")
 
     whole, fewer, smaller, slow = fitted(2), fitted(1.2), fitted(0.4), fitted(0.05)
     assert fewer.training.batch_size < whole.training.batch_size
@@ -433,11 +466,26 @@ def test_words_give_the_reason_and_the_figures():
     few = fingerprint([scan_of((5, 200, 200))])
     assert "5 slices are too few" in "\n".join(in_words(plan_for(few, 2, "thorough"), few))
     even = fingerprint([scan_of((40, 64, 64), spacing=(1.0, 1.0, 1.0))])
-    assert "(3D), since the slices lie 1 mm apart" in "\n".join(in_words(plan_for(even, 2, "thorough"), even))
+    blocks = plan_for(even, 2, "thorough", device="cuda")
+    assert "(3D), since the slices lie 1 mm apart" in "\n".join(in_words(blocks, even))
     quick = in_words(plan_for(even, 2), even)
     assert any("32 x 32 pixels" in line or "64 x 64 pixels (64 x 64 mm)" in line for line in quick)
     assert quick[-1].startswith("Training stops after 60 seconds")
     assert all(re.fullmatch(r"[A-Z0-9].*\.", line) for line in quick)
+
+
+def test_words_say_why_scans_that_suit_3d_are_learnt_in_2d():
+    even = fingerprint([scan_of((40, 64, 64), spacing=(1.0, 1.0, 1.0))])
+
+    def said(preset, **more):
+        return next(line for line in in_words(plan_for(even, 2, preset, **more), even) if "network.dimensions" in line)
+
+    sooner = "slice by slice (2D), which learns sooner; the scans would do for whole blocks (3D) as well"
+    assert f"{sooner}, but without a GPU those pay only with hours of training, 4 or more (" in said("thorough")
+    assert f"{sooner} (network.dimensions)." in said("default")
+    # With hours at hand it was wished.
+    long = said("thorough", overrides={"network.dimensions": 2}, budget_seconds=SECONDS_FOR_3D_ON_A_CPU)
+    assert f"{sooner} (network.dimensions)." in long
 
 
 @needs_real_data
@@ -445,7 +493,7 @@ def test_real_hippocampi_are_learnt_as_whole_volumes():
     from napari_unet.io.registry import read_scan
 
     files = sorted((REAL_DATA / "hippocampus_mr" / "images").iterdir())[:3]
-    planned = plan([read_scan(file) for file in files], 2, "thorough")
+    planned = plan([read_scan(file) for file in files], 2, "thorough", device="cuda")
     check_sizes(planned)
     assert planned.network.dimensions == 3
     assert planned.preparation.spacing is None
