@@ -179,10 +179,12 @@ def fine_tune(
     compute: ResolvedCompute,
     base_file: SharedArray | None,
     name: str,
+    unlabelled: Sequence[ScanHandle] = (),
 ) -> Generator[TrainingStep, None, FineTuned]:
     """Open what was handed over and run :func:`napari_unet.training.fine_tune.fine_tune`."""
     from napari_unet.training import fine_tune as training
 
     opened = [lesson.open() for lesson in lessons]
     base = None if base_file is None else _checkpoint(base_file)
-    return (yield from training.fine_tune(opened, settings, schema, compute, base=base, name=name))
+    seen = [scan.open() for scan in unlabelled]
+    return (yield from training.fine_tune(opened, settings, schema, compute, base=base, name=name, unlabelled=seen))

@@ -15,7 +15,9 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
+from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.patches.prepare import n_input_channels
 from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.worker import Worker
 from napari_unet.training.lesson import CaseVerdict, FineTuned
@@ -83,6 +85,8 @@ class FineTuneRun:
         Of the checkpoint to come.
     moved : callable
         Called after each step with ``(None, None)``, at the end with the verdict, or with the error.
+    others : sequence of Scan
+        Open scans about which nothing is known. They teach only where the settings ask for a Mean Teacher.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class FineTuneRun:
         base: Checkpoint | None,
         name: str,
         moved: Moved,
+        others: Sequence[Scan] = (),
     ) -> None:
         if base is not None and base.card.label_schema.ids != schema.ids:
             raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
@@ -102,6 +107,7 @@ class FineTuneRun:
         self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
         # The snapshot: later strokes belong to the next fine-tune.
         self._lessons = [LessonHandle.of(worker.share_scan(s.scan), s.annotation, s.locked) for s in states]
+        self._unlabelled = [worker.share_scan(scan) for scan in _for_the_teacher(others, settings)]
         for state in states:
             state.note_taught()
         self.losses: list[float] = []
@@ -144,6 +150,7 @@ class FineTuneRun:
             compute,
             base,
             self._name,
+            self._unlabelled,
             lane="train",
             on_event=self._stepped,
             on_result=self._done,
@@ -164,3 +171,11 @@ class FineTuneRun:
         if not self._over:
             self._over = True
             self._moved(None, error)
+
+
+def _for_the_teacher(scans: Sequence[Scan], settings: ModelSettings) -> list[Scan]:
+    """Return the scans that can be learnt from without labels: none, unless the settings ask for a Mean Teacher."""
+    if not settings.training.consistency_weight > 0:
+        return []
+    channels = settings.network.in_channels
+    return [scan for scan in scans if not scan.is_lazy and n_input_channels(scan, settings.preparation) == channels]

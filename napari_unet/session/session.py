@@ -375,7 +375,8 @@ class Session:
         if steps is not None:
             settings = settings.with_values({"training.budget_seconds": None, "training.steps": steps})
         name = self.project.next_model_name()
-        run = FineTuneRun(self._worker, taught, self.schema, settings, self.model, name, self._training_moved)
+        others = [state.scan for state in self.scans if state not in taught]
+        run = FineTuneRun(self._worker, taught, self.schema, settings, self.model, name, self._training_moved, others)
         self.training, self.verdict = run, None
         for state in taught:
             self._autosave.mark(state)

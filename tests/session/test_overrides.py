@@ -221,6 +221,19 @@ def test_the_next_checkpoint_is_made_as_wished(computing):
     assert (settings.network.base_channels, settings.augmentation.noise, settings.training.seed) == (4, 0.3, 7)
 
 
+def test_a_mean_teacher_looks_at_the_open_scans_that_nobody_has_labelled(computing):
+    known = open_scan(computing, (6, 32, 32), seed=1, accepted=range(3))
+    other = open_scan(computing, (6, 32, 32), seed=2)
+    seen = []
+    for weight in (0.0, 1.0):
+        computing.set_override("training.consistency_weight", weight)
+        computing.fine_tune(steps=2)
+        computing.wait(120)
+        seen.append(computing.verdict.checkpoint.card.seen)
+    assert computing.heard.notices == []
+    assert seen == [(known.scan.fingerprint,), (known.scan.fingerprint, other.scan.fingerprint)]
+
+
 class TestFields:
     def test_there_is_one_for_each_setting_and_it_reads_back_what_it_writes(self):
         fields = {field.key: field for field in setting_fields()}
