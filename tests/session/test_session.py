@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError, SessionError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
@@ -390,6 +391,25 @@ class TestImproving:
         computing.fine_tune(steps=1)
         computing.wait(SECONDS)
         assert computing.verdict is not None
+
+    def test_a_training_that_diverges_leaves_the_model_in_use_as_it_was(self, computing, trained):
+        """Fault 48."""
+        computing.use_model(trained)
+        state, truth = open_lesson(computing)
+        computing.record_edit(state, truth, slice(None))
+        before, names = trained.id, computing.project.model_names()
+        wild = {"optimiser": "sgd", "learning_rate": 1, "gradient_clip": 1e30, "ema_decay": 0, "warmup_steps": 0}
+        for key, value in {**wild, "schedule": "constant", "dice_weight": 10, "cross_entropy_weight": 10}.items():
+            computing.set_override(f"training.{key}", value)
+        computing.fine_tune(steps=400)
+        computing.wait(SECONDS)
+        (notice,) = computing.heard.notices
+        assert "no longer a number" in notice
+        assert "training.learning_rate" in notice
+        assert computing.model is not None
+        assert computing.verdict is None
+        assert Checkpoint(computing.model.weights, computing.model.card).id == before
+        assert computing.project.model_names() == names
 
     def test_classes_stay_those_of_the_model(self, computing, trained):
         computing.use_model(trained)
