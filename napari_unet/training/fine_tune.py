@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ from napari_unet.training.loop import train
 
 # Scans are put on the accelerator, to be cut there, where they take less than this share of its free memory.
 _SHARE_FOR_SCANS = 0.25
+
+
+def _without_paths(settings: ModelSettings) -> ModelSettings:
+    """Return settings as a card may hold them: of a file only its name, since folders may be called after people."""
+    source = settings.network.backbone_weights
+    if source is None or source.startswith("hub:"):
+        return settings
+    return settings.with_values({"network.backbone_weights": PurePath(source).name})
 
 
 def _check_patch(patch: tuple[int, ...], network: UNet) -> None:
@@ -157,7 +166,7 @@ def train_examples(
     seen.update(dict.fromkeys(also_seen))
     card = ModelCard(
         name=name,
-        settings=settings,
+        settings=_without_paths(settings),
         label_schema=schema,
         parent=base.id if base else None,
         seen=tuple(seen),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError, TrainingError
@@ -272,6 +273,27 @@ class TestTheCard:
         assert first.card.modality == "MR"
         assert first.card.label_schema == SCHEMA
         assert first.id != second.id
+
+    def test_an_encoder_from_elsewhere_is_remembered_by_name_and_not_needed_again(self, tmp_path):
+        pytest.importorskip("monai")
+        file = tmp_path / "Jane Doe" / "resnet.pth"
+        settings = small_settings(steps=1).with_values(
+            {
+                "network.encoder": "pretrained",
+                "network.backbone": "resnet10",
+                "network.backbone_weights": str(file),
+            }
+        )
+        with pytest.raises(ModelError, match=r"resnet\.pth"):
+            tuned(lesson(), settings)
+        file.parent.mkdir()
+        encoder = build(settings.network, seed=3).encoder[1:].state_dict()
+        torch.save({name.split(".", 1)[1]: tensor for name, tensor in encoder.items()}, file)
+        first = tuned(lesson(), settings).checkpoint
+        assert first.card.settings.network.backbone_weights == "resnet.pth"
+        assert "Jane" not in first.card.model_dump_json()
+        file.unlink()
+        tuned(lesson(), first.card.settings, base=first)
 
     def test_the_base_is_never_changed(self):
         base = tuned(lesson()).checkpoint
