@@ -80,6 +80,7 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/io.py $(BENCH_ARGS) --json $(RESULTS)/io.json
 	$(XVFB) $(BIN)/python benchmarks/ui.py $(BENCH_ARGS) --json $(RESULTS)/ui.json
 	$(BIN)/python benchmarks/ablations.py $(BENCH_ARGS) --json $(RESULTS)/ablations.json
+	$(BIN)/python benchmarks/whole_set.py $(BENCH_ARGS) --json $(RESULTS)/whole_set.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info

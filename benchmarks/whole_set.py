@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import circumstances
+from record import circumstances, write
 
+from napari_unet.compute.device import resolve
 from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.settings import ComputeSettings
 from napari_unet.io.masks import TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import LabelledScan, find_pairs, load_pair
 from napari_unet.session.batch import schema_for
@@ -66,8 +69,8 @@ def load(which: ScanSet, data: Path) -> tuple[list[LabelledScan], dict[str, list
     return teaching, {name: loaded[name] for name in test}, schema_for(mapping)
 
 
-def measure(which: ScanSet, data: Path, seconds: float, threads: int, values: dict[str, Any]) -> dict[str, Any]:
-    """Train, predict the test scans and score them."""
+def measure(which: ScanSet, data: Path, seconds: float, compute: ResolvedCompute, quick: bool) -> dict[str, Any]:
+    """Train, predict the test scans and score them; with ``quick`` few scans of each."""
     import torch
 
     from napari_unet.session.batch import predict_scan
@@ -75,15 +78,17 @@ def measure(which: ScanSet, data: Path, seconds: float, threads: int, values: di
     from napari_unet.training.lesson import Lesson
     from napari_unet.training.plan import plan
 
-    torch.set_num_threads(threads)
-    compute = ResolvedCompute("cpu", "float32", threads)
+    torch.set_num_threads(compute.threads)
     teaching, testing, schema = load(which, data)
+    if quick:
+        teaching, testing = teaching[:8], dict(list(testing.items())[:3])
     settings = plan(
         [item.scan for item in teaching],
         len(schema.classes),
         "thorough",
         [item.labels for item in teaching],
-        overrides={"training.budget_seconds": seconds, **values},
+        overrides={"training.budget_seconds": seconds},
+        device=compute.device,
     )
     lessons = [Lesson(item.scan, item.labels) for item in teaching]
     cpu = time.process_time()
@@ -153,28 +158,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=_SETS, action="append")
     parser.add_argument("--seconds", type=float, default=_SECONDS)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", type=Path, default=_DATA)
     parser.add_argument("--results", type=Path, default=_RESULTS)
+    parser.add_argument("--quick", action="store_true", help="one set, eight scans, 20 s; nothing is kept")
+    parser.add_argument("--json", default=None, help="all figures in one file, or - for standard output")
     given = parser.parse_args(arguments)
-    given.results.mkdir(parents=True, exist_ok=True)
-    for name in given.only or _SETS:
+    compute = resolve(ComputeSettings(device=given.device, threads=given.threads))
+    found = {}
+    for name in given.only or (["hippocampus"] if given.quick else _SETS):
         path = given.results / f"{name}-0.json"
-        if path.exists():
-            print(f"{name}: there already")
+        if path.exists() and not given.quick:
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
             continue
-        before = circumstances(_PACKAGES)
-        found = measure(_SETS[name], given.data, given.seconds, given.threads, {})
-        path.write_text(
-            json.dumps({**before, "set": name, "seed": 0, "threads": given.threads, **found}, indent=1) + "\n"
-        )
-        print(
-            f"{name}: Dice {found['dice']:.4f}, HD95 {found['hd95']:.2f} {found['hd95_unit']}, {found['steps']} steps"
-        )
+        before = circumstances(_PACKAGES, given.device)
+        figures = measure(_SETS[name], given.data, 20.0 if given.quick else given.seconds, compute, given.quick)
+        found[name] = {**before, "set": name, "seed": 0, "compute": asdict(compute), **figures}
+        if not given.quick:
+            write(found[name], str(path))
+    for name, figures in found.items():
+        distance = f"HD95 {figures['hd95']:.2f} {figures['hd95_unit']}"
+        print(f"{name}: Dice {figures['dice']:.4f}, {distance}, {figures['steps']} steps", file=sys.stderr)
+    if given.json is not None:
+        write(found, given.json)
 
 
 if __name__ == "__main__":
-    import os
-
     if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
         # OpenMP reads them when it is loaded.
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
