@@ -165,7 +165,9 @@ def propose(
     card = _checkpoint(checkpoint_file).card
     preparation = card.settings.preparation
     opened = scan.open()
-    image = _images.get((scan.voxels.key, preparation), lambda: prepare(opened, preparation))
+    # What is made of the voxels depends on how they stand too.
+    key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, preparation)
+    image = _images.get(key, lambda: prepare(opened, preparation))
     zoom = zoom_of(opened, card.settings)
     for result in predict(_network(checkpoint_file), image, card.settings, compute, slabs, zoom):
         labels = to_label_values(result.classes, card.label_schema)

@@ -18,7 +18,9 @@ class ModelCard(BaseModel):
     """What stands beside the weights, in the same file.
 
     ``seen`` lists fingerprints of the scans it learnt from (hashes of voxels; no names). ``scores`` maps a
-    fingerprint of a locked case to its Dice; ``parent`` is the identifier of the checkpoint it grew from.
+    fingerprint of a locked case to its Dice; ``parent`` is the identifier of the checkpoint it grew from. Equal
+    settings, scans, ``versions`` and ``compute`` (device, precision, threads) give equal weights where steps, not
+    seconds, are counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,6 +35,7 @@ class ModelCard(BaseModel):
     steps: int = 0
     created: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
+    compute: str = ""
     modality: str | None = None
     notes: str = ""
 

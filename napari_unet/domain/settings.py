@@ -256,6 +256,8 @@ class ModelSettings(_Frozen):
                 raise ValueError(f"{key} wants {n} whole numbers above 0 for a {n}D network, not {list(sizes)}")
         _check_kernels(self.network)
         _check_head(self.network, self.training)
+        if self.training.dice_weight == 0 and self.training.cross_entropy_weight == 0:
+            raise ValueError("training.dice_weight and training.cross_entropy_weight cannot both be 0")
         if self.training.consistency_weight > 0 and self.training.ema_decay == 0:
             raise ValueError("training.consistency_weight wants a teacher: set training.ema_decay above 0")
         mirror = self.augmentation.mirror

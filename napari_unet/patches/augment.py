@@ -57,7 +57,7 @@ def random_transform(
         Source of chance.
     zoom : sequence of float or None
         Acquired voxels per network voxel, per axis (planned spacing over the scan's); None: 1. An undeformed
-        patch starts on a voxel of the image, so that whole zooms copy voxels.
+        patch reads the voxel wished for, so that whole zooms copy voxels.
 
     Returns
     -------
@@ -67,11 +67,14 @@ def random_transform(
     n = len(shape)
     size, extent = np.array(shape, float), np.array(patch, float)
     step = np.ones(n) if zoom is None else np.array(zoom, float)
-    # The patch's first voxel falls on one of the image's: half a voxel off, an unturned patch would be blurred and its
-    # labels shifted against it.
+    # The voxel wished for is one of those that an undeformed patch reads: half a voxel off it would be blurred and its
+    # labels shifted against it, and where the network's voxels are larger a reviewed one might never be seen.
     reach = (extent - 1) * step
     room = size - 1 - reach
-    corner = np.floor(np.where(room <= 0, room / 2, np.clip(centre - np.floor(extent // 2 * step), 0, room)))
+    wished = np.where(room <= 0, room / 2, np.clip(centre - np.floor(extent // 2 * step), 0, room))
+    before = np.ceil((centre - wished) / step - 1e-9)
+    inside = np.clip(before, np.ceil((centre - room) / step - 1e-9), np.floor(centre / step + 1e-9))
+    corner = centre - np.clip(np.where(room > 0, inside, before), 0, extent - 1) * step
     middle = corner + reach / 2
     matrix, shift = _draw_affine(n, settings, rng)
     to_unit = 2 / np.maximum(size - 1, 1)  # grid_sample wants [-1, 1] between the outer voxel centres

@@ -206,6 +206,8 @@ class PatchSampler:
             image, about = image[:, plane], [None if known is None else known[plane] for known in about]
         shape = tuple(image.shape[1:])
         grid = random_transform(shape, self._patch, centre, self._augmentation, self._rng, zoom)
+        # An axis of one voxel has no outside for the interpolation; here is where it ends.
+        there = [(grid[..., axis] + 1).abs() < 1 for axis, size in enumerate(reversed(shape)) if size == 1]
         if np.prod(shape) > _CROP_FROM:
             box, grid = _box_of(grid, shape)
             image, about = image[(slice(None), *box)], [None if known is None else known[box] for known in about]
@@ -216,10 +218,8 @@ class PatchSampler:
         cut = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=True)
         # Outside the scan nothing is known: zero padding makes "reviewed" false there.
         truth = F.grid_sample(known[None], grid, mode="nearest", padding_mode="zeros", align_corners=True)
-        for axis, size in enumerate(reversed(shape)):
-            if size == 1:
-                # An axis of one voxel has no outside for it.
-                truth = truth * (grid[..., axis].abs() <= 1).unsqueeze(1)
+        for inside in there:
+            truth = truth * inside.to(truth.device).unsqueeze(1)
         return cut, truth
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from napari_unet.domain.errors import SettingsError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 
+# Beyond this a slip of the pen is likelier than a wish, and memory would be asked for that no computer has.
+_LARGEST = 16.0
 # A finer or coarser grid by less than this blurs more than it explains.
 _EQUAL = 0.05
 
@@ -23,6 +26,11 @@ def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
     -------
     tuple of float
         Slices, rows, columns; 1 where the two spacings are equal but for 5 %.
+
+    Raises
+    ------
+    SettingsError
+        The two differ by more than a factor of 16.
     """
     wished, spacing = settings.preparation.spacing, scan.geometry.spacing
     if wished is None or spacing is None:
@@ -34,5 +42,10 @@ def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
     if settings.network.dimensions == 2:
         own = (wished[0], *own[1:])
     ratios = [w / s for w, s in zip(wished, own, strict=True)]
+    if not all(1 / _LARGEST <= ratio <= _LARGEST for ratio in ratios):
+        raise SettingsError(
+            f"preparation.spacing of {list(wished)} mm is too far from a scan's {[round(s, 4) for s in own]} mm "
+            f"(slices, rows, columns): choose one within a factor of {_LARGEST:g}, or none."
+        )
     slices, rows, columns = (1.0 if abs(ratio - 1) < _EQUAL else ratio for ratio in ratios)
     return slices, rows, columns

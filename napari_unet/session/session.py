@@ -375,7 +375,8 @@ class Session:
         if steps is not None:
             settings = settings.with_values({"training.budget_seconds": None, "training.steps": steps})
         name = self.project.next_model_name()
-        others = [state.scan for state in self.scans if state not in taught]
+        # A scan that holds judges is looked at by nobody who learns.
+        others = [state.scan for state in self.scans if state not in taught and not state.locked.any()]
         run = FineTuneRun(self._worker, taught, self.schema, settings, self.model, name, self._training_moved, others)
         self.training, self.verdict = run, None
         for state in taught:

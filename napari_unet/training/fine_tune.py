@@ -137,6 +137,11 @@ def train_examples(
             "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one, then "
             "fine-tune."
         )
+    if settings.network.out_channels != len(schema.classes) + 1:
+        raise TrainingError(
+            f"The network tells {settings.network.out_channels - 1} classes from background and there are "
+            f"{len(schema.classes)}: leave network.out_channels to the plan."
+        )
     # What an encoder learnt elsewhere is in the base already.
     network = build(settings.network, seed=settings.training.seed, pretrained=base is None)
     if base is not None:
@@ -179,6 +184,7 @@ def train_examples(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        compute=f"{compute.device}, {compute.precision}, {compute.threads} threads",
         modality=next((lesson.scan.modality for lesson in lessons if lesson.scan.modality), None),
     )
     return FineTuned(Checkpoint(weights_of(network), card), verdicts, result.steps, result.seconds)

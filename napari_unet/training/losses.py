@@ -35,7 +35,7 @@ def masked_cross_entropy(
     """
     each = F.cross_entropy(logits.float(), labels, class_weights, reduction="none")
     total = reviewed if class_weights is None else torch.where(reviewed, class_weights[labels], 0.0)
-    # where, not a product: an infinite loss on an unknown voxel must not reach the gradient as NaN.
+    # where, not a product: an infinite loss on an unknown voxel times zero is no number.
     return torch.where(reviewed, each, 0.0).sum() / total.sum().clamp_min(1e-6 if class_weights is not None else 1)
 
 
@@ -149,6 +149,8 @@ class SupervisedLoss:
 
     def _at_level(self, logits: Tensor, labels: Tensor, reviewed: Tensor) -> Tensor:
         settings = self._training
+        # Before anything else: an infinite logit on an unknown voxel must not reach the gradient as NaN.
+        logits = torch.where(reviewed.unsqueeze(1), logits, 0.0)
         if self._network.head == "softmax":
             weights = None if self._class_weights is None else self._class_weights.to(logits.device)
             entropy = masked_cross_entropy(logits, labels, reviewed, weights)

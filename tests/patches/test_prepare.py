@@ -232,7 +232,7 @@ def test_any_scan_under_any_preparation_gives_finite_numbers_in_its_own_shape(da
         normalisation=data.draw(st.sampled_from(["zscore", "unit", "symmetric", "none"])),
         window=data.draw(st.sampled_from([None, (-100.0, 100.0), (500.0, 501.0)])),
         clip_percentiles=data.draw(st.sampled_from([None, (0.5, 99.5)])),
-        spacing=data.draw(st.sampled_from([None, (1.0, 1.0, 1.0), (9.0, 40.0, 0.1)])),
+        spacing=data.draw(st.sampled_from([None, (1.0, 1.0, 1.0), (9.0, 12.0, 0.1)])),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.errors import ModelError, TrainingError
+from napari_unet.domain.errors import ModelError, SettingsError, TrainingError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
@@ -18,8 +18,9 @@ from napari_unet.inference.predict import predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
+from napari_unet.patches.sampling import PatchSampler
 from napari_unet.patches.spacing import zoom_of
-from napari_unet.training.examples import to_label_values, to_network_classes
+from napari_unet.training.examples import prepare_lesson, to_label_values, to_network_classes
 from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.lesson import Lesson
 from tests.training.lessons import CPU, SCHEMA, lesson, run, small_settings
@@ -125,6 +126,22 @@ class TestSpacing:
                 centres = [np.nonzero(mask)[axis].mean() * spacing[axis] for mask in (found, unseen.labels)]
                 assert centres[0] == pytest.approx(centres[1], abs=0.6)
 
+    @pytest.mark.parametrize(("dimensions", "spacing"), [(3, (3.0, 1.0, 1.0)), (2, (1.0, 4.0, 4.0))])
+    def test_one_reviewed_stroke_is_found_whatever_the_spacing(self, dimensions, spacing):
+        """The network's voxels are larger than the scan's: those it reads must be among the reviewed ones."""
+        one = lesson((20, 24, 24))
+        reviewed = np.zeros(one.labels.shape, bool)
+        reviewed[7, 5:8, 6:8] = True
+        example = prepare_lesson(replace(one, reviewed=reviewed), self.settings(spacing, dimensions), SCHEMA)
+        still = small_settings().with_values({"augmentation.probability": 0})
+        patch = (8, 16, 16)[-dimensions:]
+        sampler = PatchSampler([example], patch, still.training, still.augmentation, 0)
+        assert all(sampler.draw().reviewed.flatten(1).any(1).all() for _ in range(20))
+
+    def test_a_spacing_that_no_memory_can_hold_is_refused(self):
+        with pytest.raises(SettingsError, match="factor of 16"):
+            tuned(self.ellipse((5.0, 1.5, 1.5)), self.settings((5.0, 0.001, 0.001)))
+
     def test_a_scan_without_spacing_is_seen_as_it_is(self):
         scan = self.ellipse((5.0, 1.5, 1.5)).scan
         unknown = replace(scan, geometry=Geometry(None))
@@ -214,6 +231,11 @@ class TestWhatTeaches:
         odd.labels[0, 0, :2] = 3, 7
         with pytest.raises(TrainingError, match="3, 7"):
             tuned(odd)
+
+    @pytest.mark.parametrize("n", [3, 9])
+    def test_a_network_for_another_number_of_classes_is_refused(self, n):
+        with pytest.raises(TrainingError, match=r"out_channels"):
+            tuned(lesson(), small_settings().with_values({"network.out_channels": n}))
 
     def test_scans_of_another_kind_are_refused(self):
         colour = Scan(np.zeros((24, 24, 2), np.uint8), "yxc", lesson().scan.geometry)

@@ -190,3 +190,14 @@ def test_student_and_teacher_agree_only_where_it_is_free(network):
     assert (student.grad.movedim(1, -1)[~free] == 0).all()
     assert consistency(teacher, teacher, free, network) == 0
     assert consistency(student, teacher, torch.zeros_like(free), network) == 0
+
+
+@pytest.mark.parametrize("network", [THREE, OVERLAPPING])
+def test_infinite_logits_on_unknown_voxels_reach_no_gradient(network):
+    logits, labels, reviewed = random_case()
+    with torch.no_grad():
+        logits.movedim(1, -1)[~reviewed] = torch.tensor([float("inf"), 0, float("-inf")])
+    value = SupervisedLoss(network, TrainingSettings())((logits,), labels, reviewed)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
