@@ -50,7 +50,8 @@ def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | Non
         depth = n_slices if n_slices <= 96 else 48
     slabs = [Slab(a, min(a + depth, n_slices)) for a in range(0, n_slices, depth)]
     if first is not None:
-        slabs.sort(key=lambda slab: abs((slab.start + slab.stop - 1) / 2 - first))
+        # The last slab may be a short one, whose middle is nearer than that of the slab one looks at.
+        slabs.sort(key=lambda slab: max(slab.start - first, first - (slab.stop - 1), 0))
         if settings.network.dimensions == 2 and n_slices > 1:
             slabs.insert(0, Slab(first, first + 1))
     return slabs

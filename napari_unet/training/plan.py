@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from napari_unet.domain.errors import SettingsError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
@@ -404,6 +405,11 @@ class _Sizer:
         if self.strides is not None:
             return _Sizes(patch, self.strides, None)
         strides, kernels = self._levels(patch, exact=True)
+        if not strides:
+            raise SettingsError(
+                f"Patches of {list(patch)} cannot be halved even once: set training.patch_size to even numbers from "
+                f"{2 * _SMALLEST_FEATURE_EDGE}, best to multiples of 16."
+            )
         return _Sizes(patch, strides, kernels)
 
     def _levels(

@@ -145,7 +145,8 @@ class TestTrainingFolders:
 
     def test_a_base_brings_its_network_and_must_know_the_classes(self, tmp_path, trained):
         folder = load_training_folder(*self.fill(tmp_path, 2))
-        settings = settings_for(folder, trained, "default", {"training.steps": 7})
+        settings, found = settings_for(folder, trained, "default", {"training.steps": 7})
+        assert len(found.scans) == len(folder.teaching)
         assert settings.network == trained.card.settings.network
         assert settings.training.steps == 7
         two = load_training_folder(tmp_path / "images", tmp_path / "masks", TruthRule(foreground=(255, 0)))

@@ -74,8 +74,14 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+BY_HEART = [
+    pytest.param(name, dimensions, marks=[] if dimensions == 2 or name == "residual" else pytest.mark.slow)
+    for name in ARCHITECTURES
+    for dimensions in (2, 3)
+]
+
+
+@pytest.mark.parametrize(("name", "dimensions"), BY_HEART)
 def test_every_architecture_learns_one_scan_by_heart(name, dimensions):
     if name == "pretrained":
         pytest.importorskip("monai")
@@ -87,7 +93,7 @@ def test_every_architecture_learns_one_scan_by_heart(name, dimensions):
         {f"network.{key}": value for key, value in {**ARCHITECTURES[name], "strides": strides}.items()}
     ).with_values({**still, "training.batch_size": 4, "training.patch_size": (4, 24, 24)[-dimensions:]})
     best = 0.0
-    for steps in (60, 120, 240):
+    for steps in (40, 80, 240):
         outcome = tuned(one, settings.with_values({"training.steps": steps}))
         best = pooled_dice([proposed(outcome.checkpoint, one.scan)], [one.labels], 1)
         if best > 0.98:

@@ -257,7 +257,7 @@ def test_a_gpu_gets_larger_steps_and_a_wider_network(dimensions):
     cpu, gpu, mps = (plan([scan], 1, "thorough", overrides=wishes, device=each) for each in ("cpu", "cuda", "mps"))
     assert gpu == mps
     small, large = (one.training.batch_size * math.prod(one.training.patch_size) for one in (cpu, gpu))
-    assert large > 2 * small
+    assert large >= 2 * small
     assert gpu.network.base_channels > cpu.network.base_channels
     assert gpu.training.learning_rate < cpu.training.learning_rate
 
