@@ -73,6 +73,7 @@ def measure(which: ScanSet, data: Path, seconds: float, compute: ResolvedCompute
     """Train, predict the test scans and score them; with ``quick`` few scans of each."""
     import torch
 
+    from napari_unet.cli.training import follow
     from napari_unet.session.batch import predict_scan
     from napari_unet.training.fine_tune import fine_tune
     from napari_unet.training.lesson import Lesson
@@ -92,7 +93,7 @@ def measure(which: ScanSet, data: Path, seconds: float, compute: ResolvedCompute
     )
     lessons = [Lesson(item.scan, item.labels) for item in teaching]
     cpu = time.process_time()
-    outcome = _drain(fine_tune(lessons, settings, schema, compute))
+    outcome = follow(fine_tune(lessons, settings, schema, compute))
     cpu = time.process_time() - cpu
     started = time.perf_counter()
     predicted = {
@@ -137,19 +138,6 @@ def _scores(
         "hd95_median": float(np.median(hd95)),
         "hd95_unit": cases[0].unit,
     }
-
-
-def _drain(job: Any) -> Any:
-    """Run a training to its end, with a line a minute."""
-    last = time.monotonic()
-    while True:
-        try:
-            event = next(job)
-        except StopIteration as stop:
-            return stop.value
-        if time.monotonic() - last > 60:
-            last = time.monotonic()
-            print(f"step {event.step}, loss {event.loss:.3f}, {event.seconds_left:.0f} s left", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

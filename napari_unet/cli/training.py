@@ -77,7 +77,7 @@ def run_fine_tune(
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
     lessons += [Lesson(item.scan, item.labels, locked=np.ones(item.scan.n_slices, bool)) for item in folder.judging]
     job = fine_tune_job(lessons, settings, folder.schema, compute, base=base, name=out.stem, unlabelled=more)
-    outcome = _follow(job)
+    outcome = follow(job)
     write_checkpoint(outcome.checkpoint, out)
     defined = [v.after for v in outcome.verdicts if v.after is not None]
     dice = float(np.mean(defined)) if defined else None
@@ -113,7 +113,7 @@ def _refuse_unwritable(out: Path) -> None:
         raise ExportError(f"Nothing can be written to {out.parent}: choose another place with --out.")
 
 
-def _follow(job: Any) -> FineTuned:
+def follow(job: Any) -> FineTuned:
     """Run a training to its end, with a line now and then."""
     last = time.monotonic()
     while True:

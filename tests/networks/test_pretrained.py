@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -175,10 +176,14 @@ def test_one_learnt_channel_becomes_several():
 
 def test_without_being_asked_no_file_is_read():
     settings = NetworkSettings(**FLAT, backbone_weights="long/gone.pth")
-    network = build(settings, seed=0)
-    load_weights(network, weights_of(build(settings, seed=1)))
+    network, other = build(settings, seed=0), weights_of(build(settings, seed=1))
+    load_weights(network, other)
+    found = weights_of(network)
+    assert all(np.array_equal(found[name], other[name]) for name in other)
+    # Without a ResNet there are no weights for one, asked for or not.
     plain = NetworkSettings(backbone_weights="long/gone.pth")
-    build(plain, seed=0, pretrained=True)  # no ResNet, so no weights for one
+    one, two = (weights_of(build(plain, seed=0, pretrained=asked)) for asked in (True, False))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
