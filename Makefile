@@ -67,10 +67,12 @@ check: lint types
 screenshots: setup
 	$(XVFB) $(BIN)/python docs/make_screenshots.py
 
+# RootPainter's trainer pins older versions of what it imports than constraints.txt has: its network needs none of them.
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/peers.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps root-painter-trainer==0.3.3
 	touch $@
 
 bench: setup $(BENCH_VENV)/.installed
@@ -81,6 +83,9 @@ bench: setup $(BENCH_VENV)/.installed
 	$(XVFB) $(BIN)/python benchmarks/ui.py $(BENCH_ARGS) --json $(RESULTS)/ui.json
 	$(BIN)/python benchmarks/ablations.py $(BENCH_ARGS) --json $(RESULTS)/ablations.json
 	$(BIN)/python benchmarks/whole_set.py $(BENCH_ARGS) --json $(RESULTS)/whole_set.json
+	$(BENCH_VENV)/bin/python benchmarks/effort.py $(BENCH_ARGS) --json $(RESULTS)/effort.json
+	$(BIN)/python benchmarks/streams.py $(BENCH_ARGS) --json $(RESULTS)/streams.json
+	$(BIN)/python benchmarks/curves.py $(BENCH_ARGS) --json $(RESULTS)/curves.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info

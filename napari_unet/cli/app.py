@@ -217,7 +217,7 @@ def simulate(
     max_side: o.MaxSide = None,
     seed: o.Seed = 0,
     group_by: o.GroupBy = None,
-    annotator: Annotated[str, typer.Option("--annotator", help="oracle.")] = "oracle",
+    annotator: Annotated[str, typer.Option("--annotator", help="oracle or brush.")] = "oracle",
     model: Annotated[str, typer.Option("--model", metavar="NAME|FILE")] = "scratch",
     allow_seen: Annotated[
         bool, typer.Option("--allow-seen", help="Even if the model learnt from these scans.")
@@ -229,10 +229,8 @@ def simulate(
 
     if test is not None and test_regex is not None:
         raise typer.BadParameter("--test and --test-regex exclude each other.")
-    if annotator == "brush":
-        o.not_there_yet("--annotator brush")
-    if annotator != "oracle":
-        raise typer.BadParameter("--annotator is oracle.")
+    if annotator not in ("oracle", "brush"):
+        raise typer.BadParameter("--annotator is oracle or brush.")
     resolved = _resolve("cpu")
     result = run_simulate(
         images,
@@ -245,6 +243,7 @@ def simulate(
         max_side=max_side,
         seed=seed,
         group_by=group_by,
+        annotator=annotator,
         model=model,
         allow_seen=allow_seen,
         # The benchmark is defined on two threads (docs/benchmarks.md).

@@ -8,6 +8,7 @@ from typing import Any
 
 from napari_unet.cli.output import say, say_unmatched
 from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.evaluation.simulated_annotator import BrushAnnotator, OracleAnnotator
 from napari_unet.io.masks import TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import find_pairs, load_pair
 from napari_unet.session.batch import schema_for
@@ -27,6 +28,7 @@ def run_simulate(
     max_side: int | None,
     seed: int,
     group_by: str | None,
+    annotator: str,
     model: str,
     allow_seen: bool,
     compute: ResolvedCompute,
@@ -49,6 +51,7 @@ def run_simulate(
         budget_seconds,
         seed,
         base,
+        annotator=BrushAnnotator() if annotator == "brush" else OracleAnnotator(),
     )
     result = simulator.run(split, say)
     settings = simulator.settings.model_dump(mode="json") if simulator.settings else {}
@@ -63,6 +66,7 @@ def run_simulate(
             **settings,
             "budget_seconds": budget_seconds,
             "seed": seed,
+            "annotator": annotator,
             "model": model,
             "compute": asdict(compute),
         },

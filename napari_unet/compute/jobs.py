@@ -5,9 +5,11 @@ The worker keeps the last prepared scans and networks, so that a second slab cos
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,11 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import Scan
-from napari_unet.domain.settings import ModelSettings
+from napari_unet.domain.settings import ModelSettings, PreparationSettings
+from napari_unet.inference.live import Features, Painted, Refitted, Window
 
 if TYPE_CHECKING:
-    from napari_unet.inference.slabs import Slab
+    from napari_unet.inference.slabs import Slab, SlabResult
     from napari_unet.training.lesson import FineTuned, Lesson
 
 
@@ -115,10 +118,23 @@ class _Recent:
             self._values.move_to_end(key)
             return self._values[key]
 
+    def known(self, key: Any) -> Any:
+        """Return a value that was made before, or None."""
+        with self._lock:
+            return self._values.get(key)
+
 
 _images = _Recent(2)
 _checkpoints = _Recent(3)
 _networks = _Recent(3)
+# For live refits: what is known of single slices, up to 80 MB each, and what was proposed for them lately.
+_slices = _Recent(4)
+_answers = _Recent(256)
+_LARGEST_ANSWER = 2**20
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _checkpoint(file: SharedArray) -> Any:
@@ -128,13 +144,15 @@ def _checkpoint(file: SharedArray) -> Any:
 
 
 def _network(file: SharedArray) -> Any:
+    """Return the network of a checkpoint, and what has a say beside it."""
+    from napari_unet.inference.predict import PixelShare
     from napari_unet.networks.factory import build, load_weights
 
     def make() -> Any:
         checkpoint = _checkpoint(file)
         network = build(checkpoint.card.settings.network, seed=0)
         load_weights(network, checkpoint.weights)
-        return network
+        return network, PixelShare.of(checkpoint)
 
     return _networks.get(file.key, make)
 
@@ -169,9 +187,101 @@ def propose(
     key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, preparation)
     image = _images.get(key, lambda: prepare(opened, preparation))
     zoom = zoom_of(opened, card.settings)
-    for result in predict(_network(checkpoint_file), image, card.settings, compute, slabs, zoom):
+    network, pixels = _network(checkpoint_file)
+    for result in predict(network, image, card.settings, compute, slabs, zoom, pixels):
+        if result.classes[0].size <= _LARGEST_ANSWER:
+            for index in range(result.slab.start, result.slab.stop):
+                _answers.get((*key[:-1], checkpoint_file.key, index), partial(_same, result))
         labels = to_label_values(result.classes, card.label_schema)
         yield Proposal(result.slab.start, labels, result.confidence, checkpoint_file.key, scan.voxels.key)
+
+
+def refit(
+    scan: ScanHandle,
+    checkpoint_file: SharedArray | None,
+    schema: LabelSchema,
+    index: int,
+    painted: Painted,
+    compute: ResolvedCompute,
+    rest_seconds: float = 0.0,
+) -> Generator[None, None, Refitted | None]:
+    """Label a slice anew from what was painted on it; see :mod:`napari_unet.inference.live`.
+
+    Parameters
+    ----------
+    scan : ScanHandle
+    checkpoint_file : SharedArray or None
+        Bytes of a checkpoint's file (1D uint8), whose classes lead those of ``schema``; None: no model yet.
+    schema : LabelSchema
+        Classes that may be painted.
+    index : int
+        Slice.
+    painted : Painted
+        All of its painted pixels.
+    compute : ResolvedCompute
+    rest_seconds : float
+        To wait before anything is computed; it can be stopped then.
+
+    Returns
+    -------
+    Refitted or None
+        None where nothing was painted last: then all is made ready for the next stroke.
+    """
+    from napari_unet.inference import live
+    from napari_unet.training.examples import to_label_values, to_network_classes
+
+    time.sleep(rest_seconds)
+    yield
+    opened = scan.open()
+    height, width = (n for axis, n in enumerate(opened.spatial_shape) if axis != opened.slice_axis)
+    settings = None if checkpoint_file is None else _checkpoint(checkpoint_file).card.settings
+    window = live.window_around(
+        (height, width), painted.focus or (height // 2, width // 2), settings.network.dimensions if settings else 2
+    )
+    key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis)
+    answer = None if checkpoint_file is None else _answers.known((*key, checkpoint_file.key, index))
+    features = _slices.get(
+        (*key, None if checkpoint_file is None else checkpoint_file.key, index, window, answer is None),
+        lambda: _features(opened, key, checkpoint_file, index, window, compute, answer),
+    )
+    if painted.focus is None:
+        return None
+    known = np.isin(painted.values, (0, *schema.ids))
+    classes = np.full((height, width), live.FREE, np.int16)
+    classes.flat[painted.indices[known]] = to_network_classes(painted.values[known], schema)
+    found, reached = live.refit(features, classes[window.box], schema.n_outputs)
+    return Refitted(window, to_label_values(found, schema), reached)
+
+
+def _features(
+    scan: Scan,
+    key: tuple[Any, ...],
+    file: SharedArray | None,
+    index: int,
+    window: Window,
+    compute: ResolvedCompute,
+    answer: SlabResult | None,
+) -> Features:
+    from napari_unet.inference import live
+    from napari_unet.inference.predict import predict
+    from napari_unet.inference.slabs import Slab
+    from napari_unet.patches.prepare import prepare
+    from napari_unet.patches.spacing import zoom_of
+
+    if file is None:
+        settings = ModelSettings(preparation=PreparationSettings(colour="rgb" if scan.is_rgb else "grey"))
+    else:
+        settings = _checkpoint(file).card.settings
+    image = _images.get((*key, settings.preparation), lambda: prepare(scan, settings.preparation))
+    if file is None:
+        return live.filtered(image, index, window)
+    network, pixels = _network(file)
+    zoom = zoom_of(scan, settings)
+    if answer is None and pixels is not None:
+        # What was not proposed lately is asked for; in one pose, since the person is waiting.
+        plain = settings.with_values({"inference.mirror": False, "inference.turns": False})
+        answer = next(predict(network, image, plain, compute, (Slab(index, index + 1),), zoom, pixels))
+    return live.seen_by_head(network, image, settings, compute, index, window, zoom, answer)
 
 
 def fine_tune(

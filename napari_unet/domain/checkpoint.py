@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ModelSettings
+
+#: Before the names of the pixel classifier's arrays.
+PIXELS = "pixels."
 
 
 class ModelCard(BaseModel):
@@ -38,22 +41,37 @@ class ModelCard(BaseModel):
     compute: str = ""
     modality: str | None = None
     notes: str = ""
+    #: Of the pixel classifier in the mixed probabilities, and what each share left to paint on the newest scans.
+    pixel_share: float = 0.0
+    pixel_errors: tuple[float, ...] = ()
+    #: How much of the painting was left on scans that were new, before they were learnt from; the latest last.
+    left_to_paint: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Weights by name (numpy arrays) with their card."""
+    """Weights by name (numpy arrays) with their card.
+
+    ``pixels`` are those of the classifier of single pixels that has a say beside the network; empty without one.
+    """
 
     weights: dict[str, NDArray]
     card: ModelCard
+    pixels: dict[str, NDArray] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, NDArray]:
+        """All arrays by the names they have in a file."""
+        return {**self.weights, **{f"{PIXELS}{name}": array for name, array in self.pixels.items()}}
 
     @cached_property
     def id(self) -> str:
         """Hash of the weights; equal weights have an equal identifier."""
         digest = hashlib.blake2b(digest_size=16)
-        for name in sorted(self.weights):
+        tensors = self.tensors
+        for name in sorted(tensors):
             # Not ascontiguousarray, which makes a scalar (BatchNorm's counter) an array of one.
-            array = np.asarray(self.weights[name], order="C")
+            array = np.asarray(tensors[name], order="C")
             digest.update(f"{name}{array.shape}{array.dtype.str}".encode())
             digest.update(array.reshape(-1).view(np.uint8).data)
         return digest.hexdigest()

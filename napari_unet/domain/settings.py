@@ -96,6 +96,13 @@ class PreparationSettings(_Frozen):
         description="Millimetres between slices, rows and columns that the network sees; None: as acquired. 2D "
         "networks leave the slices as they are",
     )
+    coarsen: float = Field(
+        1.0,
+        ge=1,
+        le=8,
+        description="The network sees pixels so many times larger, in rows and columns: more of its surroundings, less "
+        "of the detail",
+    )
     context_slices: int = Field(0, ge=0, le=5, description="2.5D: so many neighbouring slices on each side as channels")
     colour: Literal["grey", "rgb"] = Field("grey", description="Colour pictures as luminance or as three channels")
 
@@ -128,12 +135,21 @@ class TrainingSettings(_Frozen):
         "adamw", description="How steps follow from gradients; sgd has Nesterov momentum 0.99"
     )
     learning_rate: float = Field(6e-3, gt=0, le=1, description="Size of the steps at its highest")
+    encoder_rate: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="Rate of the encoder, as a share of the others': below 1 it keeps more of what it knew before",
+    )
     weight_decay: float = Field(1e-2, ge=0, le=1, description="Pull of the weights towards zero")
     schedule: Literal["poly", "cosine", "plateau", "constant"] = Field(
         "poly",
         description="Decay of the rate: over the budget, or to a tenth whenever the validation loss has stood still",
     )
     patience: int = Field(3, ge=1, le=1000, description="Validations without progress before a plateau is declared")
+    stop_after_plateaus: int | None = Field(
+        None, ge=1, description="With schedule 'plateau': stop at the plateau of this number, whatever time is left"
+    )
     validation_interval: int = Field(100, ge=1, description="Steps between validations, which only 'plateau' needs")
     validation_fraction: float = Field(
         0.2, ge=0, le=0.5, description="Share of a folder's scans (or patients) that judge and never teach"
@@ -169,6 +185,10 @@ class TrainingSettings(_Frozen):
     )
     gradient_clip: float = Field(12.0, gt=0, description="Longer gradients are shortened to this norm")
     ema_decay: float = Field(0.97, ge=0, lt=1, description="Weights that predict are a moving average; 0: off")
+    first_proposals: bool = Field(
+        True,
+        description="Filters classify single pixels beside a 2D network, for as long as that leaves less to correct",
+    )
     consistency_weight: float = Field(
         0.0,
         ge=0,
@@ -191,6 +211,7 @@ class InferenceSettings(_Frozen):
     tile: tuple[int, ...] | None = Field(None, description="Per network axis, in voxels; None: as trained or whole")
     overlap: float = Field(0.5, ge=0, lt=1, description="Of neighbouring tiles, as a share of their side")
     mirror: bool = Field(True, description="Average over flips of the axes that training mirrored")
+    turns: bool = Field(True, description="Average over quarter turns too, where training turned full circle (2D)")
 
 
 class ComputeSettings(_Frozen):

@@ -20,7 +20,8 @@ def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
     scan : Scan
         A picture or a volume. Without a known spacing it is seen as it is.
     settings : ModelSettings
-        ``preparation.spacing``; 2D networks see every slice, whatever that says of them.
+        ``preparation.spacing``, and ``preparation.coarsen`` on top of it; 2D networks see every slice, whatever the
+        spacing says of them.
 
     Returns
     -------
@@ -33,8 +34,9 @@ def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
         The two differ by more than a factor of 16.
     """
     wished, spacing = settings.preparation.spacing, scan.geometry.spacing
+    coarsen = settings.preparation.coarsen
     if wished is None or spacing is None:
-        return 1.0, 1.0, 1.0
+        return 1.0, coarsen, coarsen
     if scan.slice_axis is None:
         own = (wished[0], *spacing[-2:])
     else:
@@ -48,4 +50,4 @@ def zoom_of(scan: Scan, settings: ModelSettings) -> tuple[float, float, float]:
             f"(slices, rows, columns): choose one within a factor of {_LARGEST:g}, or none."
         )
     slices, rows, columns = (1.0 if abs(ratio - 1) < _EQUAL else ratio for ratio in ratios)
-    return slices, rows, columns
+    return slices, rows * coarsen, columns * coarsen

@@ -7,7 +7,7 @@ import threading
 from queue import SimpleQueue
 
 from napari_unet.domain.annotation import Correction
-from napari_unet.domain.errors import NapariUnetError
+from napari_unet.domain.errors import NapariUnetError, ScanError
 from napari_unet.session.state import ScanState
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
 
@@ -35,9 +35,24 @@ class Autosave:
         self._thread: threading.Thread | None = None
         self._errors: SimpleQueue[NapariUnetError] = SimpleQueue()
 
-    def refuse(self, state: ScanState) -> None:
-        """Never save this scan: a damaged file of it must stay as it is."""
-        self._refused.add(state.scan.fingerprint)
+    def restore(self, state: ScanState) -> str | None:
+        """Bring back what was saved for a scan; return what there is to say about it.
+
+        A damaged file must stay as it is, so that such a scan is never saved.
+        """
+        scan = state.scan
+        try:
+            saved = self._project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
+        except ScanError as error:
+            self._refused.add(scan.fingerprint)
+            return f"{error} Nothing new on {state.name} is saved by itself until you move that file: export often."
+        if saved is None:
+            return None
+        if saved.annotation.labels.dtype.itemsize < state.annotation.labels.dtype.itemsize:
+            saved.annotation.labels = saved.annotation.labels.astype(state.annotation.labels.dtype)
+        state.annotation, state.locked, state.taught = saved.annotation, saved.locked, saved.taught
+        n = state.n_accepted
+        return f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted)."
 
     def apply(self, state: ScanState, correction: Correction) -> None:
         """Carry out a correction while nothing copies the annotation, and note that it has changed."""

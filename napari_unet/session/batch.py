@@ -72,7 +72,7 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     ModelError
         The scan's channels do not fit the model.
     """
-    from napari_unet.inference.predict import predict
+    from napari_unet.inference.predict import PixelShare, predict
     from napari_unet.inference.slabs import plan_slabs
     from napari_unet.networks.factory import build, load_weights
     from napari_unet.patches.prepare import prepare
@@ -86,7 +86,8 @@ def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, a
     image = prepare(scan, settings.preparation)
     classes = np.zeros(image.shape[1:], np.uint8)
     slabs = plan_slabs(image.shape[1:], settings)
-    for result in predict(network, image, settings, compute, slabs, zoom_of(scan, settings)):
+    pixels = PixelShare.of(checkpoint)
+    for result in predict(network, image, settings, compute, slabs, zoom_of(scan, settings), pixels):
         classes[result.slab.start : result.slab.stop] = result.classes
     return scan.from_planes(to_label_values(classes, checkpoint.card.label_schema))
 

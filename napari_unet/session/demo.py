@@ -19,7 +19,7 @@ from napari_unet.domain.errors import EngineError
 from napari_unet.evaluation.effort import correction_effort, pooled_dice
 from napari_unet.evaluation.plots import picture_of_scan
 from napari_unet.evaluation.report import DemoResult, DemoScan, write_demo_report
-from napari_unet.evaluation.simulated_annotator import OracleAnnotator
+from napari_unet.evaluation.simulated_annotator import BrushAnnotator
 from napari_unet.io.samples import ct_phantom
 from napari_unet.io.writers import write_mask
 from napari_unet.session.session import Session
@@ -63,8 +63,8 @@ def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0,
     session.start()
     try:
         losses: list[float] = []
-        say("1. A first scan is opened and outlined by hand (simulated).")
-        _correct(session, _open(session, _FIRST))
+        say("1. A first scan is opened and painted by hand (simulated).")
+        say(f"   That takes {_correct(session, _open(session, _FIRST))}.")
         say("2. Fine-tune: the model learns from it.")
         losses += _fine_tune(session, budget_seconds, steps, errors)
         unseen = [_open(session, seed) for seed in _UNSEEN]
@@ -76,8 +76,8 @@ def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0,
             patient = _open(session, seed)
             proposed = _propose(session, patient)
             effort = correction_effort([proposed], [patient.truth]) / np.count_nonzero(patient.truth)
-            _correct(session, patient)
-            say(f"4. {patient.state.name} is proposed and corrected: {effort:.0%} of the painting was left.")
+            took = _correct(session, patient)
+            say(f"4. {patient.state.name} is proposed and corrected: {effort:.0%} of the painting was left, {took}.")
         say("5. Fine-tune again, on all corrections.")
         losses += _fine_tune(session, budget_seconds, steps, errors)
         for patient in unseen:
@@ -97,10 +97,14 @@ def _open(session: Session, seed: int) -> _Patient:
     return _Patient(session.add_scan(scan), truth)
 
 
-def _correct(session: Session, patient: _Patient) -> None:
-    corrected = OracleAnnotator().correct(patient.state.annotation.labels, patient.truth)
-    session.record_edit(patient.state, corrected, slice(None))
-    session.accept_slices(patient.state)
+def _correct(session: Session, patient: _Patient) -> str:
+    """Let a simulated hand paint slice by slice, as the window would tell the session; return what that took."""
+    state = patient.state
+    left = BrushAnnotator().correct(state.annotation.labels, patient.truth, state.scan.slice_axis)
+    for i in range(state.scan.n_slices):
+        session.record_edit(state, left.labels, slice(i, i + 1))
+        session.accept_slices(state, [i])
+    return f"{left.strokes} strokes in {left.seconds:.0f} s"
 
 
 def _fine_tune(session: Session, budget_seconds: float, steps: int | None, errors: list[str]) -> list[float]:

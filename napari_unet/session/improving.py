@@ -1,12 +1,9 @@
-"""One fine-tune in the background: a frozen snapshot goes out, numbers come back, a verdict is spoken."""
+"""One fine-tune in the background: a frozen snapshot goes out, numbers come back, and with them the evidence."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from napari_unet.compute.engine import Engine, Job
 from napari_unet.compute.jobs import LessonHandle, fine_tune
@@ -17,55 +14,14 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.growing import can_grow
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.session.state import ScanState, lock_judges
+from napari_unet.session.verdict import Verdict
 from napari_unet.session.worker import Worker
-from napari_unet.training.lesson import CaseVerdict, FineTuned
+from napari_unet.training.lesson import FineTuned
 
-Moved = Callable[["Verdict | None", NapariUnetError | None], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What is to be said of a new checkpoint, before the person decides."""
-
-    checkpoint: Checkpoint
-    cases: tuple[CaseVerdict, ...]
-
-    @property
-    def dice_before(self) -> float | None:
-        """Mean Dice of the old model on the held-out cases; None without one."""
-        values = [case.before for case in self.cases if case.before is not None]
-        return float(np.mean(values)) if values else None
-
-    @property
-    def dice_after(self) -> float | None:
-        """Mean Dice of the new model on the held-out cases; None without cases."""
-        values = [case.after for case in self.cases if case.after is not None]
-        return float(np.mean(values)) if values else None
-
-    @property
-    def is_better(self) -> bool | None:
-        """Whether the new model beats the old one; None where that cannot be told."""
-        before, after = self.dice_before, self.dice_after
-        return None if before is None or after is None else after > before
-
-    @property
-    def sentence(self) -> str:
-        """The verdict in one sentence."""
-        name, before, after = self.checkpoint.card.name, self.dice_before, self.dice_after
-        if after is None:
-            return (
-                f"{name} is ready. Nothing is held out to judge it by (that begins once five slices are accepted, some "
-                "of them new), so judge it by eye."
-            )
-        cases = f"{len(self.cases)} held-out case{'s' if len(self.cases) != 1 else ''}"
-        if before is None:
-            return f"{name} is ready: Dice {after:.2f} on {cases}."
-        compared = [c for c in self.cases if c.before is not None and c.after is not None]
-        n_better = sum(c.after > c.before for c in compared)  # type: ignore[operator]
-        word = "better" if self.is_better else "not better"
-        return f"{name} is {word}: it gained on {n_better} of {cases} ({before:.2f} -> {after:.2f})."
+Moved = Callable[[Verdict | None, NapariUnetError | None], None]
 
 
 class FineTuneRun:
@@ -80,13 +36,18 @@ class FineTuneRun:
     settings : ModelSettings
         Recipe and budget.
     base : Checkpoint or None
-        Model in use.
+        Model in use. Where the schema has more classes than it knows, training lets it grow.
     name : str
         Of the checkpoint to come.
     moved : callable
         Called after each step with ``(None, None)``, at the end with the verdict, or with the error.
     others : sequence of Scan
         Open scans about which nothing is known. They teach only where the settings ask for a Mean Teacher.
+
+    Raises
+    ------
+    SessionError
+        The base knows other classes, or all that is reviewed judges.
     """
 
     def __init__(
@@ -100,12 +61,18 @@ class FineTuneRun:
         moved: Moved,
         others: Sequence[Scan] = (),
     ) -> None:
-        if base is not None and base.card.label_schema.ids != schema.ids:
+        if base is not None and not can_grow(base.card.label_schema, schema):
             raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
-        lock_judges(states)
+        lock_judges(states, base.card.seen if base is not None else ())
+        if not any(state.teaches() for state in states):
+            raise SessionError(
+                "All that is reviewed is held out to judge models, so there is nothing to learn from: accept slices of "
+                "another scan, or open one that teaches."
+            )
         self._settings = settings
         self._worker, self._schema, self._base, self._name, self._moved = worker, schema, base, name, moved
         # The snapshot: later strokes belong to the next fine-tune.
+        self._names = {state.scan.fingerprint: state.name for state in states}
         self._lessons = [LessonHandle.of(worker.share_scan(s.scan), s.annotation, s.locked) for s in states]
         self._unlabelled = [worker.share_scan(scan) for scan in _for_the_teacher(others, settings)]
         for state in states:
@@ -165,7 +132,8 @@ class FineTuneRun:
     def _done(self, outcome: FineTuned) -> None:
         if not self._over:
             self._over = True
-            self._moved(Verdict(outcome.checkpoint, outcome.verdicts), None)
+            old = None if self._base is None else self._base.card.name
+            self._moved(Verdict(outcome.checkpoint, outcome.verdicts, self._names, old), None)
 
     def _fail(self, error: NapariUnetError) -> None:
         if not self._over:

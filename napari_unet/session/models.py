@@ -13,6 +13,8 @@ from napari_unet.storage.checkpoint_file import read_checkpoint
 SCRATCH = "scratch"
 STARTER = "starter"
 SHIPPED = (STARTER, "hippocampus-mr", "lv-cine-mr", "nuclei-fluorescence", "breast-lesion-us")
+#: Where the shipped ones lie, and what is to be known about their licences.
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def find_model(name: str | None) -> Checkpoint | None:
@@ -28,18 +30,33 @@ def find_model(name: str | None) -> Checkpoint | None:
     ModelError
         There is no such model, or its file is not sound.
     """
-    if name is None or name == SCRATCH:
+    if name is None:
+        name = STARTER if _shipped(STARTER).exists() else SCRATCH
+    if name == SCRATCH:
         return None
     if name in SHIPPED:
-        raise ModelError(
-            f"The model {name!r} is not part of this version yet: train one with fine-tune and give its file."
-        )
+        path = _shipped(name)
+        if not path.exists():
+            raise ModelError(
+                f"The model {name!r} is not part of this version: train one with fine-tune and give its file."
+            )
+        return read_checkpoint(path)
     path = Path(name)
     if not path.exists():
         raise ModelError(
-            f"There is no model called {name!r} and no such file: give {SCRATCH!r} or a .safetensors file."
+            f"There is no model called {name!r} and no such file: give {SCRATCH!r}, one of {', '.join(SHIPPED)}, or a "
+            ".safetensors file."
         )
     return read_checkpoint(path)
+
+
+def has_learnt(checkpoint: Checkpoint | None) -> bool:
+    """Return whether a checkpoint knows a task; ``starter`` is a body that has learnt none."""
+    return checkpoint is not None and checkpoint.card.steps > 0
+
+
+def _shipped(name: str) -> Path:
+    return WEIGHTS / f"{name}.safetensors"
 
 
 def require_channels(checkpoint: Checkpoint, scan: Scan, name: str = "this scan") -> None:
@@ -85,6 +102,6 @@ def find_task_model(name: str) -> Checkpoint:
     if name in (STARTER, SCRATCH):
         raise ModelError(f"{name} has learnt no task yet: fine-tune it first.")
     checkpoint = find_model(name)
-    if checkpoint is None or checkpoint.card.steps == 0:
+    if checkpoint is None or not has_learnt(checkpoint):
         raise ModelError(f"{name} has learnt no task yet: fine-tune it first.")
     return checkpoint

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from napari_unet.domain.errors import NapariUnetError, SessionError, SettingsError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
+from napari_unet.networks.growing import grown_settings
 from napari_unet.session.setting_fields import value_of
 from napari_unet.session.state import ScanState
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
@@ -215,16 +216,28 @@ class Planning:
 
     def _settings(self, overrides: Mapping[str, Any]) -> ModelSettings:
         session = self._session
-        if session.model is not None:
-            card = session.model.card
-            # The model's own training ended where it ended; this is a new one, with other patches.
-            again = {_BUDGET: self.budget_seconds, "training.steps": None, "training.seed": card.steps}
-            return card.settings.with_values(again | dict(overrides))
+        if session.model is None:
+            return self._plan(overrides)
+        card, n_classes = session.model.card, len(session.schema.classes)
+        # The model's own training ended where it ended; this is a new one, with other patches.
+        values: dict[str, Any] = {
+            _BUDGET: self.budget_seconds,
+            "training.steps": None,
+            "training.seed": card.steps,
+        }
+        settings = grown_settings(card.settings, n_classes)
+        if settings is not card.settings and session.scans:
+            # A class that the model does not know yet may have a side.
+            allowed = self._plan({}).augmentation.mirror
+            values["augmentation.mirror"] = tuple(axis for axis in settings.augmentation.mirror if axis in allowed)
+        return settings.with_values(values | dict(overrides))
+
+    def _plan(self, overrides: Mapping[str, Any]) -> ModelSettings:
         compute = self._worker.compute
         device = "cpu" if compute is None else compute.device
         return plan_for(
             self._measured(),
-            len(session.schema.classes),
+            len(self._session.schema.classes),
             self.preset,
             # A CUDA GPU has memory of its own, and only torch knows how much.
             memory_bytes=None if device == "cuda" else self._free_memory,
@@ -263,11 +276,13 @@ def _budget_of(preset: str) -> float:
 
 
 def _known(state: ScanState) -> NDArray:
-    """Return a scan's labels where they are reviewed, 0 elsewhere: a proposal is nothing to plan by."""
+    """Return a scan's labels where they teach, 0 elsewhere: neither a proposal nor a judge is anything to plan by."""
     annotation = state.annotation
     # Not zeros_like, which writes every page; most of a scan under work is not reviewed.
     known = np.zeros(annotation.labels.shape, annotation.labels.dtype)
     labels, painted, planes = map(state.scan.to_planes, (annotation.labels, annotation.painted, known))
     for index in annotation.reviewed_slices():
+        if state.locked[index]:
+            continue
         planes[index] = labels[index] if annotation.accepted[index] else labels[index] * painted[index]
     return known

@@ -25,12 +25,15 @@ from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import TOO_LARGE, Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.io.registry import source_stem
+from napari_unet.networks.growing import can_grow
 from napari_unet.session.autosave import Autosave
 from napari_unet.session.exporting import export_mask
-from napari_unet.session.improving import FineTuneRun, Verdict
+from napari_unet.session.improving import FineTuneRun
+from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
 from napari_unet.session.proposing import ProposalRun
-from napari_unet.session.state import ScanState
+from napari_unet.session.state import ScanState, lock_scan
+from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
 from napari_unet.storage.project_folder import ProjectFolder
 
@@ -85,6 +88,7 @@ class Session:
         self._opened = 0
         self._visible_slice = 0
         self.planning = Planning(self, self._worker)
+        self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -156,7 +160,9 @@ class Session:
             np.zeros(scan.n_slices, bool),
             stem=source_stem(scan.source) if scan.source is not None else f"scan-{self._opened}",
         )
-        self._restore(state)
+        remembered = self._autosave.restore(state)
+        if remembered is not None:
+            self._tell(remembered)
         self.scans.append(state)
         self.scan_added.emit(state)
         for warning in scan.warnings:
@@ -188,6 +194,7 @@ class Session:
     def show_slice(self, index: int) -> None:
         """Say which slice of the active scan is on screen: proposals near it come first."""
         self._visible_slice = index
+        self.live.look_again()
         if self.proposal is not None and self.proposal.state is self.active:
             self.proposal.look_at(index)
 
@@ -199,12 +206,15 @@ class Session:
     def set_schema(self, schema: LabelSchema) -> None:
         """Change the classes.
 
+        Classes behind those that the model in use knows are learnt by the next fine-tune; until then it goes on
+        proposing the others.
+
         Raises
         ------
         SessionError
-            The model in use knows other ids: removing or adding classes needs a new model.
+            The model in use knows classes that would be gone, or another order: that needs a new model.
         """
-        if self.model is not None and self.model.card.label_schema.ids != schema.ids:
+        if self.model is not None and not can_grow(self.model.card.label_schema, schema):
             raise SessionError(
                 "The model in use knows other classes: choose 'no model' first to start a new one with these classes."
             )
@@ -254,6 +264,10 @@ class Session:
         self._commit(state, correction, "view")
         return correction
 
+    def set_live(self, on: bool) -> None:
+        """Have the slice on screen follow each stroke, or no longer; the model stays as it is."""
+        self.live.switch(on)
+
     def accept_slices(self, state: ScanState, slices: Sequence[int] | None = None, accepted: bool = True) -> None:
         """Declare slices right as they stand (all of the scan by default): they become truth."""
         chosen = list(range(state.scan.n_slices)) if slices is None else list(slices)
@@ -282,6 +296,9 @@ class Session:
         if correction.labels is not None and len(correction.labels):
             self.labels_changed.emit(LabelsChanged(state, correction, origin))
         if correction.accepted is not None and len(correction.accepted):
+            if lock_scan(state, self.scans, () if self.model is None else self.model.card.seen):
+                self._autosave.mark(state)
+                self._tell(f"{state.name} is held out from now on: one scan in five judges models and teaches none.")
             self.acceptance_changed.emit(state)
 
     # -- proposing ------------------------------------------------------------------------------------------------
@@ -397,7 +414,7 @@ class Session:
                 self.project.write_model(verdict.checkpoint)
             except NapariUnetError as problem:
                 self._tell(str(problem))
-            self.verdict = verdict
+            self.verdict = with_history(verdict, self.project.scores())
         self.training_changed.emit()
         if verdict is not None:
             self.verdict_changed.emit()
@@ -415,11 +432,16 @@ class Session:
         self.verdict_changed.emit()
 
     def use_model(self, checkpoint: Checkpoint | None) -> None:
-        """Take a checkpoint into use (None: none); its classes become the session's."""
+        """Take a checkpoint into use (None: none).
+
+        Its classes become the session's. Those that were added behind them stay, for the next fine-tune to learn.
+        """
         self.model = checkpoint
-        if checkpoint is not None and checkpoint.card.label_schema != self.schema:
-            self.schema = checkpoint.card.label_schema
-            self.schema_changed.emit()
+        if checkpoint is not None:
+            known = checkpoint.card.label_schema
+            if self.schema.classes[: len(known.classes)] != known.classes:
+                self.schema = known
+                self.schema_changed.emit()
         self.model_changed.emit()
 
     def kept_models(self) -> list[str]:
@@ -452,7 +474,7 @@ class Session:
 
     def wait(self, timeout: float | None = None) -> None:
         """Poll until no work is running (scripts and tests)."""
-        for run in (self.proposal, self.training):
+        for run in (self.proposal, self.training, self.live):
             if run is not None:
                 run.wait(self._engine, timeout)
 
@@ -460,23 +482,6 @@ class Session:
         if self.active is None:
             raise SessionError("No scan is open: drop a scan onto the window, or use File > Open.")
         return self.active
-
-    def _restore(self, state: ScanState) -> None:
-        scan = state.scan
-        try:
-            saved = self.project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
-        except ScanError as error:
-            self._autosave.refuse(state)
-            self._tell(
-                f"{error} Nothing new on {state.name} is saved by itself until you move that file: export often."
-            )
-            return
-        if saved is not None:
-            if saved.annotation.labels.dtype.itemsize < state.annotation.labels.dtype.itemsize:
-                saved.annotation.labels = saved.annotation.labels.astype(state.annotation.labels.dtype)
-            state.annotation, state.locked, state.taught = saved.annotation, saved.locked, saved.taught
-            n = state.n_accepted
-            self._tell(f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted).")
 
     def _tell_save_errors(self) -> None:
         while (error := self._autosave.take_error()) is not None:

@@ -1,7 +1,7 @@
 """The effort benchmark: a stream of scans is proposed, corrected and learnt from, one by one.
 
-Definitions: docs/benchmarks.md. The annotator is an oracle that corrects every voxel; effort counts the voxels it
-had to change.
+Definitions: docs/benchmarks.md. Effort counts the voxels that are wrong in a proposal, whoever the annotator is; one
+with a brush also counts strokes and seconds.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from napari_unet.domain.errors import ModelError, PairingError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.evaluation.effort import correction_effort, pooled_dice
-from napari_unet.evaluation.simulated_annotator import OracleAnnotator
-from napari_unet.inference.predict import predict
+from napari_unet.evaluation.simulated_annotator import Annotator, Corrected, OracleAnnotator
+from napari_unet.inference.predict import PixelShare, predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
 from napari_unet.networks.factory import build, load_weights
@@ -58,6 +58,24 @@ class Simulation:
     test_dice_per_case: list[float | None]
     steps_per_scan: list[int]
     seconds_per_scan: list[float]
+    strokes_per_scan: list[int | None]
+    path_per_scan: list[float | None]
+    correcting_seconds_per_scan: list[float | None]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One scan of the stream: voxels to correct, voxels of the truth, and what correcting and learning took."""
+
+    changed: int
+    foreground: int
+    dice: float | None
+    surplus: int | None
+    strokes: int | None
+    path: float | None
+    correcting_seconds: float | None
+    steps: int
+    seconds: float
 
 
 def group_pairs(pairs: Sequence[Pair], group_by: str | None) -> dict[str, list[Pair]]:
@@ -128,6 +146,8 @@ class Simulator:
         Model to start from; None: random weights, and the first proposal is empty.
     adjust : callable
         Changes the planned settings (``--set``); identity by default.
+    annotator : Annotator, optional
+        Who corrects; an oracle by default.
     """
 
     def __init__(
@@ -139,10 +159,11 @@ class Simulator:
         seed: int,
         base: Checkpoint | None = None,
         adjust: Callable[[ModelSettings], ModelSettings] = lambda settings: settings,
+        annotator: Annotator | None = None,
     ) -> None:
         self._load, self._schema, self._compute = load, schema, compute
         self._budget, self._seed, self._base, self._adjust = budget_seconds, seed, base, adjust
-        self._annotator = OracleAnnotator()
+        self._annotator: Annotator = annotator or OracleAnnotator()
         self.settings: ModelSettings | None = None
         if base is not None:
             require_classes(base, len(schema.classes))
@@ -161,24 +182,21 @@ class Simulator:
         model = self._base
         examples: list[Any] = []
         lessons: list[Lesson] = []
-        changed, foreground, dices, surplus = [], [], [], []
-        steps, seconds = [], []
+        rounds: list[_Round] = []
         for number, name in enumerate(split.stream):
             group = self._load(name)
-            proposals, truths = self._propose(model, group), [item.labels for item in group]
-            corrected = [self._annotator.correct(p, t) for p, t in zip(proposals, truths, strict=True)]
-            n_foreground = sum(int(np.count_nonzero(t)) for t in truths)
-            changed.append(correction_effort(proposals, truths))
-            foreground.append(n_foreground)
-            surplus.append(sum(int(np.count_nonzero(p)) for p in proposals) if n_foreground == 0 else None)
-            dices.append(pooled_dice(proposals, truths, len(self._schema.classes)))
+            proposals = self._propose(model, group)
+            corrected = [
+                self._annotator.correct(proposal, item.labels, item.scan.slice_axis)
+                for proposal, item in zip(proposals, group, strict=True)
+            ]
             if self.settings is None:
-                self.settings = self._plan(group)
+                self.settings = self._plan(group, corrected)
             settings = self.settings.with_values(
                 {"training.seed": self._seed * 1000 + number, "training.budget_seconds": self._budget}
             )
             started = time.perf_counter()
-            new = [Lesson(item.scan, labels) for item, labels in zip(group, corrected, strict=True)]
+            new = [_lesson(item, left) for item, left in zip(group, corrected, strict=True)]
             lessons += new
             examples += [prepare_lesson(lesson, settings, self._schema) for lesson in new]
             training = train_examples(
@@ -193,24 +211,30 @@ class Simulator:
             )
             outcome = _drain(training)
             model = outcome.checkpoint
-            steps.append(outcome.steps)
-            seconds.append(time.perf_counter() - started)
-            report(_line(number, name, changed[-1], n_foreground, dices[-1], steps[-1], seconds[-1]))
-        tested = [self._test(model, name) for name in split.test]
-        defined = [d for d in tested if d is not None]
-        return Simulation(
-            cumulative_effort=sum(changed) / sum(foreground) if sum(foreground) else None,
-            effort=[c / f if f else None for c, f in zip(changed, foreground, strict=True)],
-            corrective_dice=dices,
-            false_positive_voxels=surplus,
-            test_dice=float(np.mean(defined)) if defined else None,
-            test_dice_per_case=tested,
-            steps_per_scan=steps,
-            seconds_per_scan=[round(s, 3) for s in seconds],
+            seconds = time.perf_counter() - started
+            rounds.append(self._round(proposals, group, corrected, outcome.steps, seconds))
+            report(_line(number, name, rounds[-1]))
+        return _figures(rounds, [self._test(model, name) for name in split.test])
+
+    def _round(
+        self, proposals: list[NDArray], group: Group, corrected: list[Corrected], steps: int, seconds: float
+    ) -> _Round:
+        truths = [item.labels for item in group]
+        foreground = sum(int(np.count_nonzero(t)) for t in truths)
+        return _Round(
+            correction_effort(proposals, truths),
+            foreground,
+            pooled_dice(proposals, truths, len(self._schema.classes)),
+            sum(int(np.count_nonzero(p)) for p in proposals) if foreground == 0 else None,
+            _total([left.strokes for left in corrected]),
+            _total([left.path for left in corrected]),
+            _total([left.seconds for left in corrected]),
+            steps,
+            seconds,
         )
 
-    def _plan(self, group: Group) -> ModelSettings:
-        scans, labels = [item.scan for item in group], [item.labels for item in group]
+    def _plan(self, group: Group, corrected: list[Corrected]) -> ModelSettings:
+        scans, labels = [item.scan for item in group], [left.labels for left in corrected]
         return self._adjust(plan(scans, len(self._schema.classes), labels=labels))
 
     def _test(self, model: Checkpoint | None, name: str) -> float | None:
@@ -223,6 +247,7 @@ class Simulator:
             return [np.zeros_like(item.labels) for item in group]
         network = build(model.card.settings.network, seed=0)
         load_weights(network, model.weights)
+        pixels = PixelShare.of(model)
         found = []
         for item in group:
             require_channels(model, item.scan)
@@ -230,7 +255,7 @@ class Simulator:
             classes = np.zeros(image.shape[1:], np.uint8)
             slabs = plan_slabs(image.shape[1:], model.card.settings)
             zoom = zoom_of(item.scan, model.card.settings)
-            for result in predict(network, image, model.card.settings, self._compute, slabs, zoom):
+            for result in predict(network, image, model.card.settings, self._compute, slabs, zoom, pixels):
                 classes[result.slab.start : result.slab.stop] = result.classes
             found.append(item.scan.from_planes(to_label_values(classes, self._schema)))
         return found
@@ -262,9 +287,39 @@ def _drain(generator: Any) -> Any:
             return stop.value
 
 
-def _line(number: int, name: str, changed: int, foreground: int, dice: float | None, steps: int, seconds: float) -> str:
-    effort = f"{changed / foreground:.2f}" if foreground else "-"
-    return (
-        f"scan {number + 1} ({name}): effort {effort}, Dice before correction "
-        f"{'-' if dice is None else f'{dice:.3f}'}; {steps} steps in {seconds:.1f} s"
+def _lesson(item: LabelledScan, left: Corrected) -> Lesson:
+    return Lesson(item.scan, left.labels, None if left.reviewed.all() else left.reviewed)
+
+
+def _total(parts: Sequence[Any]) -> Any:
+    """Return the sum over a group; None where the annotator does not count."""
+    return None if any(part is None for part in parts) else sum(parts)
+
+
+def _figures(rounds: Sequence[_Round], tested: list[float | None]) -> Simulation:
+    foreground = sum(r.foreground for r in rounds)
+    defined = [d for d in tested if d is not None]
+    return Simulation(
+        cumulative_effort=sum(r.changed for r in rounds) / foreground if foreground else None,
+        effort=[r.changed / r.foreground if r.foreground else None for r in rounds],
+        corrective_dice=[r.dice for r in rounds],
+        false_positive_voxels=[r.surplus for r in rounds],
+        test_dice=float(np.mean(defined)) if defined else None,
+        test_dice_per_case=tested,
+        steps_per_scan=[r.steps for r in rounds],
+        seconds_per_scan=[round(r.seconds, 3) for r in rounds],
+        strokes_per_scan=[r.strokes for r in rounds],
+        path_per_scan=[None if r.path is None else round(r.path, 1) for r in rounds],
+        correcting_seconds_per_scan=[
+            None if r.correcting_seconds is None else round(r.correcting_seconds, 2) for r in rounds
+        ],
     )
+
+
+def _line(number: int, name: str, result: _Round) -> str:
+    effort = f"{result.changed / result.foreground:.2f}" if result.foreground else "-"
+    dice = "-" if result.dice is None else f"{result.dice:.3f}"
+    line = f"scan {number + 1} ({name}): effort {effort}, Dice before correction {dice}"
+    if result.correcting_seconds is not None:
+        line += f", {result.strokes} strokes in {result.correcting_seconds:.0f} s"
+    return f"{line}; {result.steps} steps in {result.seconds:.1f} s"

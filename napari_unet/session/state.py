@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.scan import Scan
 from napari_unet.session.history import History
+
+#: One slice, and later one scan, in so many judges.
+_ONE_IN = 5
 
 
 @dataclass(eq=False)
@@ -25,7 +28,8 @@ class ScanState:
     annotation : Annotation
         The truth; views show copies of its labels.
     locked : (n_slices,) bool array
-        Slices that judge models and never teach. A slice never changes sides.
+        Slices that judge models and never teach: all of them, where the scan judges as a whole. A slice never changes
+        sides.
     """
 
     name: str
@@ -48,31 +52,88 @@ class ScanState:
         """Number of accepted slices."""
         return int(self.annotation.accepted.sum())
 
+    @property
+    def is_judge(self) -> bool:
+        """Whether the scan judges as a whole, and teaches nothing."""
+        return bool(self.locked.all())
+
+    @property
+    def is_assigned(self) -> bool:
+        """Whether it is known on which side the scan stands."""
+        return bool(self.annotation.accepted.any() or self.taught.any() or self.locked.any())
+
+    @property
+    def kin(self) -> str:
+        """What scans of one patient have in common, as far as that is known: the file or the folder they came from.
+
+        Time points, volumes and series of one source are of one patient. Patient tags are not read for it, and pictures
+        that merely lie in one folder may be of anyone.
+        """
+        return str(self.scan.source or self.scan.fingerprint)
+
+    def teaches(self) -> bool:
+        """Return whether anything reviewed in it may be learnt from."""
+        return bool((~self.locked[self.annotation.reviewed_slices()]).any())
+
     def note_taught(self) -> None:
         """Remember that a model is about to learn from what is reviewed now."""
         self.taught[self.annotation.reviewed_slices()] = True
         self.taught &= ~self.locked
 
 
-def lock_judges(states: Sequence[ScanState]) -> None:
-    """Put a fifth of what is accepted aside as judges, once five are: slices of each volume, and whole pictures.
+def lock_scan(state: ScanState, states: Sequence[ScanState], seen: Collection[str] = ()) -> bool:
+    """Make a scan that has just been reviewed for the first time a judge as a whole, if it is one's turn.
+
+    One scan in five judges. Scans of one patient, where that is known, stand on one side. A scan that a model has
+    learnt from, or of which slices judge, stays what it is.
+
+    Parameters
+    ----------
+    state : ScanState
+        With accepted slices; its ``locked`` is changed.
+    states : sequence of ScanState
+        All open scans.
+    seen : collection of str
+        Fingerprints of scans that the model in use has seen, perhaps before they were opened here.
+
+    Returns
+    -------
+    bool
+        Whether it has become a judge.
+    """
+    if not state.annotation.accepted.any() or state.taught.any() or state.locked.any():
+        return False
+    if state.scan.fingerprint in seen:
+        state.taught[:] = True
+        return False
+    others = [other for other in states if other is not state and other.is_assigned]
+    kin = [other for other in others if other.kin == state.kin]
+    if kin:
+        chosen = any(other.is_judge for other in kin)
+    else:
+        judging = {other.kin for other in others if other.is_judge}
+        chosen = len(judging) < (len({other.kin for other in others}) + 1) // _ONE_IN
+    state.locked[:] = chosen
+    return chosen
+
+
+def lock_judges(states: Sequence[ScanState], seen: Collection[str] = ()) -> None:
+    """Put aside what judges models: of five scans or more, one in five; of fewer, a fifth of each one's slices.
 
     Neighbouring slices look alike, so single slices sprinkled over a scan would flatter the model: judges stand
     together, at the far end of what is accepted. What a model has learnt from never judges, and judges stay judges.
     """
+    for state in reversed(states):
+        lock_scan(state, states, seen)
+    # Whole scans say more than blocks, and both together would keep too much from teaching.
+    if any(state.is_judge for state in states):
+        return
     for state in states:
-        if state.scan.n_slices > 1:
-            for i in _judges(state.annotation.accepted, state.locked, state.taught):
-                state.locked[i] = True
-    pictures = [state for state in states if state.scan.n_slices == 1]
-    if pictures:
-        flags = [(s.annotation.accepted[0], s.locked[0], s.taught[0]) for s in pictures]
-        for i in _judges(*np.array(flags).T):
-            pictures[i].locked[0] = True
+        state.locked[_block(state.annotation.accepted, state.locked, state.taught)] = True
 
 
-def _judges(accepted: NDArray[np.bool_], locked: NDArray[np.bool_], taught: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _block(accepted: NDArray[np.bool_], locked: NDArray[np.bool_], taught: NDArray[np.bool_]) -> NDArray[np.int64]:
     n = int(accepted.sum())
-    if n < 5 or (accepted & locked).any():
+    if n < _ONE_IN or (accepted & locked).any():
         return np.zeros(0, np.int64)
-    return np.flatnonzero(accepted & ~taught)[-(n // 5) :]
+    return np.flatnonzero(accepted & ~taught)[-(n // _ONE_IN) :]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from napari_unet.domain.checkpoint import Checkpoint, ModelCard
+from napari_unet.domain.checkpoint import PIXELS, Checkpoint, ModelCard
 from napari_unet.domain.errors import ExportError, ModelError
 from napari_unet.storage.atomic import replace_atomically
 
@@ -27,7 +27,7 @@ def to_bytes(checkpoint: Checkpoint) -> bytes:
     """Return a checkpoint as the bytes of its file."""
     from safetensors.numpy import save
 
-    tensors = {name: np.asarray(array, order="C") for name, array in checkpoint.weights.items()}
+    tensors = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
     card = checkpoint.card.model_dump_json()
     return save(tensors, metadata={_CARD: card, "seal": _seal(card, checkpoint.id)})
 
@@ -70,7 +70,8 @@ def from_bytes(data: bytes, name: str = "the model") -> Checkpoint:
         raw = json.loads(metadata[_CARD])
         if raw.get("format_version", 0) > _FORMAT_VERSION:
             raise ModelError(f"{name} was written by a newer napari-unet: update the program to use it.")
-        checkpoint = Checkpoint(weights, ModelCard.model_validate(raw))
+        pixels = {name.removeprefix(PIXELS): weights.pop(name) for name in list(weights) if name.startswith(PIXELS)}
+        checkpoint = Checkpoint(weights, ModelCard.model_validate(raw), pixels)
     except (ValidationError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"The card of {name} cannot be understood: the file is damaged.") from error
     if metadata.get("seal") != _seal(metadata[_CARD], checkpoint.id):
@@ -106,3 +107,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise ModelError(f"The model file {path.name} cannot be read: {os.strerror(error.errno or 0)}.") from error
     return from_bytes(data, path.name)
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read only the card of a checkpoint, without its weights and unsealed: to show figures, not to compute with it.
+
+    Raises
+    ------
+    ModelError
+        Missing, foreign or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return ModelCard.model_validate_json((file.metadata() or {})[_CARD])
+    except (SafetensorError, OSError, KeyError, ValidationError) as error:
+        raise ModelError(f"The card of {path.name} cannot be read: the file is missing, damaged or foreign.") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.storage.atomic import replace_atomically
-from napari_unet.storage.checkpoint_file import read_checkpoint, write_checkpoint
+from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
 
 _VERSION_NAME = re.compile(r"v[0-9]+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
@@ -69,6 +70,17 @@ class ProjectFolder:
     def read_model(self, name: str) -> Checkpoint:
         """Return a kept checkpoint."""
         return read_checkpoint(self.model_path(name))
+
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """Return the Dice that each kept checkpoint reached on the scans that judged it, by their fingerprints.
+
+        Of a file that cannot be read nothing is said.
+        """
+        found: dict[str, dict[str, float | None]] = {}
+        for name in self.model_names():
+            with suppress(ModelError):
+                found[name] = read_card(self.model_path(name)).scores
+        return found
 
     def write_annotation(self, fingerprint: str, saved: SavedAnnotation) -> None:
         """Save the annotation of a scan; the earlier one stays whole until the new one is complete.

@@ -25,9 +25,11 @@ from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.factory import build, load_weights, weights_of
+from napari_unet.networks.growing import grow
 from napari_unet.networks.unet import UNet
 from napari_unet.patches.sampling import Example, PatchSampler
 from napari_unet.training.examples import prepare_lesson, prepare_unlabelled
+from napari_unet.training.first_proposals import first_proposals
 from napari_unet.training.judging import judge, validation_loss
 from napari_unet.training.lesson import FineTuned, Lesson
 from napari_unet.training.loop import train
@@ -71,9 +73,10 @@ def fine_tune(
     lessons : sequence of Lesson
         In order of arrival, the newest last; not changed.
     settings : ModelSettings
-        Budget and recipe; the network's description must be the base's.
+        Budget and recipe; the network's description must be the base's, grown where there are more classes
+        (:func:`napari_unet.networks.growing.grown_settings`).
     schema : LabelSchema
-        Classes.
+        Classes; those behind the base's are new to it.
     compute : ResolvedCompute
         Device, precision.
     base : Checkpoint, optional
@@ -144,8 +147,9 @@ def train_examples(
         )
     # What an encoder learnt elsewhere is in the base already.
     network = build(settings.network, seed=settings.training.seed, pretrained=base is None)
-    if base is not None:
-        load_weights(network, base.weights)
+    start = None if base is None else grow(base, schema)
+    if start is not None:
+        load_weights(network, start.weights)
     patch = settings.training.patch_size
     if patch is None:
         raise TrainingError("No patch size is set: plan the settings from the scans first.")
@@ -153,6 +157,7 @@ def train_examples(
     validate = None
     if settings.training.schedule == "plateau":
         validate = validation_loss(network, examples, lessons, settings, compute)
+    first = first_proposals(network, start, examples, lessons, settings, compute, started)
     with _at_hand([*unlabelled, *examples], compute) as pool:
         sampler = PatchSampler(pool, patch, settings.training, settings.augmentation, settings.training.seed)
         result = yield from train(
@@ -164,7 +169,7 @@ def train_examples(
             validate=validate,
             started=started,
         )
-    verdicts = judge(network, base, examples, lessons, settings, schema, compute)
+    verdicts = judge(network, start, examples, lessons, settings, schema, compute, first.say)
     seen = dict.fromkeys(base.card.seen if base else ())
     seen.update(dict.fromkeys(lesson.scan.fingerprint for lesson in lessons))
     # Without labels too: figures on them would flatter.
@@ -186,8 +191,12 @@ def train_examples(
         },
         compute=f"{compute.device}, {compute.precision}, {compute.threads} threads",
         modality=next((lesson.scan.modality for lesson in lessons if lesson.scan.modality), None),
+        pixel_share=first.share,
+        pixel_errors=first.errors,
+        left_to_paint=first.left_to_paint,
     )
-    return FineTuned(Checkpoint(weights_of(network), card), verdicts, result.steps, result.seconds)
+    pixels = {} if first.head is None else weights_of(first.head)
+    return FineTuned(Checkpoint(weights_of(network), card, pixels), verdicts, result.steps, result.seconds)
 
 
 @contextmanager

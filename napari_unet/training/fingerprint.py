@@ -27,6 +27,8 @@ _SAMPLE = 50_000
 # Every so many labelled voxels: neighbours say the same.
 _FOREGROUND_STEP = 7
 _FEWEST_FOREGROUND_VOXELS = 50
+# Labelled planes of a scan whose structures are measured.
+_MEASURED_PLANES = 12
 # A class whose centre is off the middle by more than this share of the picture has a side.
 _NO_SIDE = 0.15
 # Values this low are Hounsfield units of air.
@@ -93,12 +95,16 @@ class Fingerprint:
     symmetric_axes : tuple of int or None
         Axes (0: slices, 1: rows, 2: columns) along which every class of every scan lies about the middle, so that the
         mirrored scan is a scan that could be; None without labels.
+    radius : float or None
+        In-plane pixels: radius of discs that are as wide as the labelled parts of the narrowest class; None without
+        labels.
     """
 
     scans: tuple[ScanFingerprint, ...]
     classes: tuple[ClassFingerprint, ...]
     foreground: Percentiles | None
     symmetric_axes: tuple[int, ...] | None
+    radius: float | None = None
 
     @property
     def has_volumes(self) -> bool:
@@ -181,6 +187,7 @@ def fingerprint(scans: Sequence[Scan], labels: Sequence[NDArray] | None = None) 
         classes=_classes(labelled),
         foreground=_percentiles(intensities) if intensities.size >= _FEWEST_FOREGROUND_VOXELS else None,
         symmetric_axes=tuple(int(i) for i in np.flatnonzero(np.max(offsets, axis=0) <= _NO_SIDE)) if offsets else None,
+        radius=_narrowest([part.radii for part in labelled]),
     )
 
 
@@ -250,6 +257,7 @@ class _Labelled:
     offsets: dict[int, NDArray]
     classes: NDArray
     values: NDArray
+    radii: list[tuple[int, float]]
 
     @classmethod
     def of(cls, scan: Scan, mask: NDArray) -> _Labelled:
@@ -267,7 +275,27 @@ class _Labelled:
         all_values = all_values[::_FOREGROUND_STEP]
         # Each channel of a voxel is a value of its own.
         per_voxel = math.prod(all_values.shape[1:])
-        return cls(voxels, offsets, np.repeat(all_classes, per_voxel), all_values.ravel())
+        chosen = [index for index, *_ in places[:: max(1, len(places) // _MEASURED_PLANES)]]
+        radii = [found for index in chosen for found in _radii(planes[index])]
+        return cls(voxels, offsets, np.repeat(all_classes, per_voxel), all_values.ravel(), radii)
+
+
+def _radii(plane: NDArray) -> list[tuple[int, float]]:
+    """Return each class of a plane with the radius of a disc whose pixels lie as deep, on average, as the class's."""
+    from scipy.ndimage import distance_transform_edt
+
+    # Within a disc the mean depth is a third of the radius.
+    values = np.unique(plane)
+    return [(int(v), 3 * float(distance_transform_edt(plane == v)[plane == v].mean())) for v in values[values > 0]]
+
+
+def _narrowest(radii: list[list[tuple[int, float]]]) -> float | None:
+    """Return the smallest of the classes' median radii; each scan has the same say."""
+    by_class: dict[int, list[float]] = {}
+    for scan in radii:
+        for value in {value for value, _ in scan}:
+            by_class.setdefault(value, []).append(float(np.median([r for v, r in scan if v == value])))
+    return min((float(np.median(found)) for found in by_class.values()), default=None)
 
 
 def _spread(

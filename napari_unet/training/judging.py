@@ -14,7 +14,7 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import AugmentationSettings, ModelSettings
 from napari_unet.evaluation.effort import pooled_dice
-from napari_unet.inference.predict import predict
+from napari_unet.inference.predict import PixelShare, predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.sampling import Example, PatchSampler
@@ -37,6 +37,7 @@ def judge(
     settings: ModelSettings,
     schema: LabelSchema,
     compute: ResolvedCompute,
+    pixels: PixelShare | None = None,
 ) -> tuple[CaseVerdict, ...]:
     """Return the Dice of each scan with locked slices, with the base and with the network.
 
@@ -45,25 +46,42 @@ def judge(
     network : UNet
         What was trained.
     base : Checkpoint or None
-        Where it started.
+        Where it started, as large as the network (:func:`napari_unet.networks.growing.grow`).
     examples, lessons : sequences
         In the same order.
     settings, schema, compute
         As in training.
+    pixels : PixelShare, optional
+        What has a say beside the network; the base brings its own.
     """
     judges = {i: slices for i, slices in enumerate(map(judging_slices, lessons)) if len(slices)}
     if not judges:
         return ()
 
-    def dice(model: UNet, i: int) -> float | None:
-        return _dice_on_slices(model, examples[i], judges[i], settings, schema, compute)
+    def dice(model: UNet, beside: PixelShare | None) -> dict[int, list[float | None]]:
+        return {i: _dice_on_slices(model, beside, examples[i], judges[i], settings, schema, compute) for i in judges}
 
-    before: dict[int, float | None] = {}
+    after = dice(network, pixels)
+    before: dict[int, list[float | None]] = {i: [None] * len(schema.classes) for i in judges}
     if base is not None and base.card.steps > 0:
         old = build(settings.network, seed=0)
         load_weights(old, base.weights)
-        before = {i: dice(old, i) for i in judges}
-    return tuple(CaseVerdict(lessons[i].scan.fingerprint, before.get(i), dice(network, i)) for i in judges)
+        before = dice(old, PixelShare.of(base))
+    return tuple(
+        CaseVerdict(
+            lessons[i].scan.fingerprint,
+            _mean(before[i]),
+            _mean(after[i]),
+            len(judges[i]),
+            tuple(zip(before[i], after[i], strict=True)),
+        )
+        for i in judges
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
 
 def judging_slices(lesson: Lesson) -> NDArray[np.int64]:
@@ -77,22 +95,27 @@ def judging_slices(lesson: Lesson) -> NDArray[np.int64]:
 
 def _dice_on_slices(
     network: UNet,
+    pixels: PixelShare | None,
     example: Example,
     slices: NDArray[np.int64],
     settings: ModelSettings,
     schema: LabelSchema,
     compute: ResolvedCompute,
-) -> float | None:
+) -> list[float | None]:
+    """Return the Dice of each class, None where the truth has none of it."""
     image = example.image.numpy()
     judging = np.isin(np.arange(image.shape[1]), slices)
     slabs = [s for s in plan_slabs(image.shape[1:], settings) if judging[s.start : s.stop].any()]
     predictions, truths = [], []
-    for result in predict(network, image, settings, compute, slabs, example.zoom):
+    for result in predict(network, image, settings, compute, slabs, example.zoom, pixels):
         for offset, index in enumerate(range(result.slab.start, result.slab.stop)):
             if judging[index]:
                 predictions.append(result.classes[offset])
                 truths.append(example.labels[index].numpy())
-    return pooled_dice(predictions, truths, len(schema.classes))
+    return [
+        pooled_dice([p == k for p in predictions], [t == k for t in truths], 1)
+        for k in range(1, len(schema.classes) + 1)
+    ]
 
 
 def validation_loss(

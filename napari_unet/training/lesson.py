@@ -35,11 +35,25 @@ class Lesson:
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """Dice of one locked case before (None: no model, or nothing to score) and after."""
+    """Dice of one locked case with the old model and with the new one.
+
+    Parameters
+    ----------
+    case : str
+        Fingerprint of the scan.
+    before, after : float or None
+        Mean over the classes present; None: no model, or nothing to score.
+    slices : int
+        How many slices judged.
+    classes : tuple of (before, after)
+        The same per class of the schema; None where a class is absent.
+    """
 
     case: str
     before: float | None
     after: float | None
+    slices: int
+    classes: tuple[tuple[float | None, float | None], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

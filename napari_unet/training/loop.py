@@ -64,7 +64,8 @@ def train(
     draw : callable
         Returns the next batch.
     settings : TrainingSettings
-        Optimiser, budget, loss weights. The first of ``steps`` and ``budget_seconds`` that is used up ends the run.
+        Optimiser, budget, loss weights. The first of ``steps`` and ``budget_seconds`` that is used up ends the run, or
+        the last of ``stop_after_plateaus``.
     compute : ResolvedCompute
         Device and precision.
     description : NetworkSettings, optional
@@ -106,6 +107,8 @@ def train(
                 judged = smoothed if validate is None else validate()
                 learn.rate.observe(judged)
             fraction, left = _used(settings, step, time.perf_counter() - started)
+            if settings.stop_after_plateaus is not None and learn.rate.plateaus >= settings.stop_after_plateaus:
+                fraction, left = 1.0, 0.0
             yield TrainingStep(step, smoothed, min(fraction, 1.0), left, judged)
         learn.finish()
     # The last step's own damage shows in no loss.
@@ -118,6 +121,8 @@ def train(
 
 
 def _check_budget(settings: TrainingSettings) -> None:
+    if settings.stop_after_plateaus is not None and settings.schedule != "plateau":
+        raise TrainingError("training.stop_after_plateaus goes with training.schedule=plateau: set both, or neither.")
     if settings.steps is None and settings.budget_seconds is None:
         raise TrainingError("Training would never end: set training.steps or training.budget_seconds.")
     if settings.deterministic and (settings.steps is None or settings.budget_seconds is not None):

@@ -52,6 +52,9 @@ _SAME_SCALE = 2.0
 # A ResNet's stem and its four stages.
 _MOST_RESNET_STAGES = 5
 _SMALLEST_BATCH = 2
+# Pixels of the radius that structures keep when the network sees them coarser; less than this saved is not worth it.
+_COARSE_RADIUS = 8.0
+_WORTH_COARSENING = 1.4
 # Of the free memory: the estimate may be somewhat low, and the scans and other programs need some.
 _SHARE_OF_MEMORY = 0.7
 
@@ -204,7 +207,20 @@ def _preparation(found: Fingerprint, dimensions: int, recipe: Preset) -> dict[st
         # The slice above and the one below tell where an organ ends; as channels they cost next to nothing.
         "preparation.context_slices": recipe.neighbours if neighbours else 0,
         "preparation.spacing": _common_spacing(found, dimensions) if recipe.resample else None,
+        "preparation.coarsen": _coarsening(found, recipe),
     }
+
+
+def _coarsening(found: Fingerprint, recipe: Preset) -> float:
+    """Return how much larger the network's pixels are than the scans', so that it sees whole planes of wide structures.
+
+    A small organ is found by what lies around it, and a step over a quarter of the pixels takes a quarter of the time;
+    the border of a wide structure falls between pixels, where probabilities are interpolated.
+    """
+    if recipe.coarse_side is None or found.radius is None:
+        return 1.0
+    ratio = min(max(found.median_shape[1:]) / recipe.coarse_side, found.radius / _COARSE_RADIUS, 8.0)
+    return round(ratio, 2) if ratio >= _WORTH_COARSENING else 1.0
 
 
 def _window(found: Fingerprint) -> tuple[float, float] | None:
@@ -316,18 +332,18 @@ class _Sizer:
 
     @classmethod
     def of(cls, found: Fingerprint, dimensions: int, recipe: Preset, planned: Mapping[str, Any], device: str) -> _Sizer:
-        target = planned["preparation.spacing"]
+        target, coarsen = planned["preparation.spacing"], planned["preparation.coarsen"]
         first = 3 - dimensions
         grids = [
             np.array(scan.shape) * (1.0 if target is None or scan.spacing is None else np.divide(scan.spacing, target))
             for scan in found.scans
-        ]
+        ] / np.array((1, coarsen, coarsen))
         spacing = target or found.median_spacing or (1.0, 1.0, 1.0)
         return cls(
             shape=tuple(max(1, int(v)) for v in np.median(grids, axis=0)[first:]),
             spacing=tuple(spacing[first:]),
             reach=recipe.reach(dimensions, device),
-            square=recipe.square and dimensions == 2,
+            square=recipe.square and dimensions == 2 and coarsen == 1,
             strides=planned.get("network.strides"),
             given_kernels="network.kernels" in planned,
             pretrained=planned.get("network.encoder") == "pretrained",

@@ -62,6 +62,8 @@ class Preset:
         Square patches of a 2D network, and as many levels as they allow; else both follow the voxels' spacing.
     resample : bool
         Scans of different spacing are brought to one.
+    coarse_side : int, optional
+        Planes with a longer side are seen coarser, whole if possible, where what is labelled is wide enough.
     """
 
     purpose: str
@@ -76,6 +78,7 @@ class Preset:
     neighbours: int = 1
     square: bool = False
     resample: bool = False
+    coarse_side: int | None = None
 
     def reach(self, dimensions: int, device: str) -> Reach:
         """Return how far a plan may go for a network of that many dimensions on a device."""
@@ -94,6 +97,7 @@ _PRESETS: dict[str, Preset] = {
         planes=_SECONDS_2D,
         volumes=_SECONDS_3D,
         square=True,
+        coarse_side=128,
         values={"network.dimensions": 2},
     ),
     # "PyTorch Unet for medical image segmentation", the guide that this project began with; its network is that of
@@ -128,6 +132,7 @@ _PRESETS: dict[str, Preset] = {
             "training.patience": 3,
             "training.warmup_steps": 0,
             "training.ema_decay": 0,
+            "training.first_proposals": False,
         },
         for_one_class={"network.head": "sigmoid"},
     ),
@@ -164,8 +169,9 @@ _PRESETS: dict[str, Preset] = {
             "training.learning_rate": 3e-3,
             "training.warmup_steps": 50,
             "training.schedule": "poly",
-            # A folder has no newest scan.
+            # A folder has no newest scan, and enough of them for a network.
             "training.newest_fraction": 0,
+            "training.first_proposals": False,
             "training.ema_decay": 0.99,
             "training.budget_seconds": 1800,
         },

@@ -43,6 +43,7 @@ def in_words(settings: ModelSettings, found: Fingerprint) -> list[str]:
     lines = [
         *_scans(settings, found),
         *_dimensions(settings, found),
+        *_coarser(settings),
         *_intensities(settings, found),
         *_network(settings),
         *_patches(settings, found),
@@ -121,6 +122,15 @@ def _dimensions(settings: ModelSettings, found: Fingerprint) -> Iterator[str]:
             "differ (preparation.spacing)."
             if target == found.median_spacing
             else f"Scans are resampled to {sizes}, and masks back to each scan's own voxels (preparation.spacing)."
+        )
+
+
+def _coarser(settings: ModelSettings) -> Iterator[str]:
+    ratio = settings.preparation.coarsen
+    if ratio != 1:
+        yield (
+            f"It sees them {ratio:g} times coarser: what is labelled is wide enough for that, and more of what lies "
+            "around it fits into view (preparation.coarsen)."
         )
 
 
@@ -324,6 +334,11 @@ def _learning(settings: ModelSettings) -> Iterator[str]:
         yield f"The first {training.warmup_steps} steps are smaller ones (training.warmup_steps)."
     if training.ema_decay:
         yield "The mean of its latest states predicts, which is steadier than the last one (training.ema_decay)."
+    if training.first_proposals and settings.network.dimensions == 2:
+        yield (
+            "While scans are few, filters classify single pixels beside it, as much as helped on the newest scan "
+            "(training.first_proposals)."
+        )
     if training.consistency_weight:
         yield (
             "Where nothing is labelled it learns to agree with that mean, as a Mean Teacher does "

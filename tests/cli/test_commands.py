@@ -186,6 +186,7 @@ class TestSimulate:
             assert len(result[key]) == 2
         assert (result["seen"], result["effort"][0], len(result["test_dice_per_case"])) == (False, 1.0, 1)
         assert result["settings"]["budget_seconds"] == 0.2
+        assert result["strokes_per_scan"] == result["correcting_seconds_per_scan"] == [None, None]
 
     def test_a_model_that_has_seen_the_folder_is_refused_unless_allowed(self, pictures, capsys):
         model = pictures / "m.safetensors"
@@ -194,8 +195,10 @@ class TestSimulate:
         words = ("--scans", 1, "--budget-seconds", 0.1, "--model", model, "--json", "-")
         assert run("simulate", *pairs(pictures), *words) == 1
         assert "--allow-seen" in only_line(capsys)
-        assert run("simulate", *pairs(pictures), *words, "--allow-seen") == 0
-        assert printed_json(capsys)["seen"] is True
+        assert run("simulate", *pairs(pictures), *words, "--allow-seen", "--annotator", "brush") == 0
+        result = printed_json(capsys)
+        assert (result["seen"], result["settings"]["annotator"]) == (True, "brush")
+        assert result["correcting_seconds_per_scan"][0] >= 0.2 + result["path_per_scan"][0] / 400 - 0.01
 
 
 class TestErrors:

@@ -5,7 +5,6 @@ import pytest
 
 from napari_unet.domain.errors import MaskError
 from napari_unet.evaluation.effort import correction_effort, pooled_dice
-from napari_unet.evaluation.simulated_annotator import OracleAnnotator
 
 
 def row(*values):
@@ -56,12 +55,3 @@ def test_pairs_must_fit():
             measure([row(1)], [row(1), row(1)])
         with pytest.raises(MaskError, match="same scan"):
             measure([row(1)], [row(1, 1)])
-
-
-def test_the_oracle_leaves_the_truth_in_a_new_array():
-    truth = row(0, 1, 2)
-    corrected = OracleAnnotator().correct(row(1, 1, 1), truth)
-    np.testing.assert_array_equal(corrected, truth)
-    assert not np.shares_memory(corrected, truth)
-    with pytest.raises(MaskError, match="same scan"):
-        OracleAnnotator().correct(row(1), truth)

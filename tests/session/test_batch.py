@@ -170,7 +170,13 @@ class TestModelNames:
         path = tmp_path / "my model.safetensors"
         write_checkpoint(trained, path)
         assert find_model(str(path)).id == find_task_model(str(path)).id == trained.id
-        assert find_model(None) is find_model("scratch") is None
+        assert find_model("scratch") is None
+
+    def test_nothing_named_means_scratch_where_no_starter_is_shipped(self, tmp_path, monkeypatch, trained):
+        monkeypatch.setattr("napari_unet.session.models.WEIGHTS", tmp_path)
+        assert find_model(None) is None
+        write_checkpoint(trained, tmp_path / "starter.safetensors")
+        assert find_model(None).id == find_model("starter").id == trained.id
 
     @pytest.mark.parametrize("name", ["scratch", "starter"])
     def test_what_has_learnt_nothing_does_not_predict(self, name):
@@ -180,6 +186,7 @@ class TestModelNames:
     @pytest.mark.parametrize("name", ["nobody", "lv-cine-mr", "v1"])
     def test_what_is_not_there_is_said(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("napari_unet.session.models.WEIGHTS", tmp_path)
         with pytest.raises(ModelError, match=name):
             find_model(name)
 

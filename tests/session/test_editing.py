@@ -29,8 +29,8 @@ def scan_of(shape=(4, 6, 7), slice_axis=0, seed=0, dtype=np.uint8, **more):
     return Scan(data, "zyx"[-len(shape) :], Geometry((1.0,) * len(shape)), slice_axis, **more)
 
 
-def state_of(shape, slice_axis):
-    scan = scan_of(shape, slice_axis)
+def state_of(shape, slice_axis, seed=0):
+    scan = scan_of(shape, slice_axis, seed)
     return ScanState("scan 1", scan, Annotation.empty(shape, slice_axis), np.zeros(scan.n_slices, bool))
 
 
@@ -392,7 +392,7 @@ class TestScans:
 
 class TestJudges:
     def accepted(self, n, shape=(12, 6, 7), seed=0):
-        state = state_of(shape, 0 if len(shape) == 3 else None)
+        state = state_of(shape, 0 if len(shape) == 3 else None, seed)
         state.annotation.accepted[:n] = True
         return state
 
@@ -424,9 +424,9 @@ class TestJudges:
         assert not state.locked.any()
 
     def test_whole_pictures_judge_where_scans_have_one_slice(self):
-        states = [self.accepted(1, (6, 7)) for _ in range(4)]
+        states = [self.accepted(1, (6, 7), seed) for seed in range(4)]
         lock_judges(states)
         assert not any(s.locked.any() for s in states)
-        states += [self.accepted(1, (1, 6, 7)), self.accepted(0, (6, 7))]
+        states += [self.accepted(1, (1, 6, 7)), self.accepted(0, (6, 7), 4)]
         lock_judges(states)
         assert [bool(s.locked[0]) for s in states] == [False] * 4 + [True, False]

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.errors import ModelError, PairingError
+from napari_unet.domain.errors import ModelError, PairingError, TrainingError
 from napari_unet.domain.labels import LabelSchema
+from napari_unet.evaluation.simulated_annotator import BrushAnnotator
 from napari_unet.io.pairs import LabelledScan, Pair
 from napari_unet.networks.factory import build, weights_of
 from napari_unet.session.simulate import Simulator, Split, group_pairs, refuse_seen, split_groups
-from tests.training.lessons import CPU, SCHEMA, lesson
+from tests.training.lessons import CPU, SCHEMA, square_scan
 
 NAMES = [f"patient {i:02}" for i in range(12)]
 
@@ -27,13 +28,13 @@ def adjust(settings, steps=4):
     )
 
 
-def labelled(seed, empty=False, shape=(4, 24, 24)):
-    one = lesson(shape, seed=seed)
-    return LabelledScan(f"scan {seed}", one.scan, one.labels * (not empty))
+def labelled(seed, empty=False, shape=(4, 24, 24), bright=100.0):
+    scan, truth = square_scan(shape, 0 if len(shape) == 3 else None, seed, bright)
+    return LabelledScan(f"scan {seed}", scan, truth * (not empty))
 
 
-def simulator_of(groups, seed=0, base=None, budget=3600.0, adjust=adjust):
-    return Simulator(groups.__getitem__, SCHEMA, CPU, budget, seed, base, adjust)
+def simulator_of(groups, seed=0, base=None, budget=3600.0, adjust=adjust, annotator=None):
+    return Simulator(groups.__getitem__, SCHEMA, CPU, budget, seed, base, adjust, annotator)
 
 
 class TestTheSplit:
@@ -89,6 +90,7 @@ class TestARun:
         assert result.cumulative_effort == pytest.approx(total)
         assert result.test_dice == result.test_dice_per_case[0]
         assert all(s >= 0 for s in result.seconds_per_scan)
+        assert result.strokes_per_scan == result.path_per_scan == result.correcting_seconds_per_scan == [None] * 3
 
     def test_it_gets_less_work_once_it_has_learnt(self):
         groups = {f"{i}": [labelled(i), labelled(i + 10)] for i in range(3)}
@@ -115,7 +117,8 @@ class TestARun:
         assert not any(isinstance(v, float) and np.isnan(v) for v in asdict(nothing).values())
 
     def test_equal_seeds_give_equal_figures(self):
-        groups = {f"{i}": [labelled(i)] for i in range(4)}
+        # Hardly brighter than the noise, or all of them would be right.
+        groups = {f"{i}": [labelled(i, bright=6.0)] for i in range(4)}
         split = split_groups(list(groups), 2, 2, None, 0)
         runs = [asdict(simulator_of(groups, seed).run(split)) for seed in (3, 3, 4)]
         for run in runs:
@@ -137,6 +140,24 @@ class TestARun:
         groups = {"p": [labelled(i, shape=(24, 24)) for i in range(3)], "q": [labelled(7, shape=(24, 24))]}
         result = simulator_of(groups).run(split_groups(["p", "q"], 2, None, None, 0))
         assert len(result.effort) == 2
+
+
+class TestTheHandWithTheBrush:
+    def test_it_counts_what_the_oracle_does_not(self):
+        groups = {"a": [labelled(0)], "b": [labelled(1, shape=(24, 24)), labelled(2, shape=(24, 24))]}
+        split = Split(("a", "b"), ())
+        by_hand = simulator_of(groups, annotator=BrushAnnotator()).run(split)
+        # Each slice is judged, and its square painted with at least one stroke.
+        assert by_hand.strokes_per_scan[0] >= 4
+        assert by_hand.correcting_seconds_per_scan[0] >= 4 * 0.2 + by_hand.path_per_scan[0] / 400 - 0.01
+        assert by_hand.correcting_seconds_per_scan[1] >= 2 * 0.2
+        assert by_hand.effort[0] == 1.0
+
+    def test_what_is_not_reviewed_does_not_teach(self):
+        # Nobody has the patience to look at a single slice.
+        simulator = simulator_of({"a": [labelled(0)]}, annotator=BrushAnnotator(0.1))
+        with pytest.raises(TrainingError, match="reviewed"):
+            simulator.run(Split(("a",), ()))
 
 
 def test_a_model_of_another_kind_is_refused_before_anything_is_trained(trained):

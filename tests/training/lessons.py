@@ -54,6 +54,7 @@ def small_settings(dimensions=2, steps=3, **training):
         "budget_seconds": None,
         "warmup_steps": 2,
         "ema_decay": 0.5,
+        "first_proposals": False,
         **training,
     }
     return ModelSettings(

@@ -16,7 +16,7 @@ from napari_unet.networks.factory import build, weights_of
 from napari_unet.patches.sampling import Batch, PatchSampler
 from napari_unet.training.examples import prepare_lesson
 from napari_unet.training.loop import train
-from napari_unet.training.optimisation import LearningRate
+from napari_unet.training.optimisation import LearningRate, make_optimiser
 from tests.training.lessons import CPU, SCHEMA, lesson, run, small_settings
 
 
@@ -196,6 +196,30 @@ def test_a_plateau_of_the_validation_loss_lowers_the_rate_to_a_tenth():
     full = settings.training.learning_rate
     assert seen[11] == pytest.approx(full)
     assert seen[12] == pytest.approx(full / 10)
+
+
+def test_a_plateau_may_end_the_training_before_its_time():
+    settings = small_settings(steps=40, schedule="plateau", validation_interval=2, patience=1, stop_after_plateaus=2)
+    _, job = start(settings, validate=lambda: 1.0)
+    events, result = run(job)
+    assert result.steps < 20
+    assert events[-1].fraction == 1
+    with pytest.raises(TrainingError, match="schedule=plateau"):
+        run(start(small_settings(stop_after_plateaus=2))[1])
+
+
+def test_an_encoder_that_knows_something_may_be_taught_more_slowly():
+    settings = small_settings(steps=3, encoder_rate=0.1, weight_decay=0)
+    network, job = start(settings)
+    optimiser = make_optimiser(network, settings.training)
+    LearningRate(optimiser, settings.training).set(100, 0)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    by_name = {name: rates[id(p)] for name, p in network.named_parameters()}
+    assert len(by_name) == len(rates)
+    full = settings.training.learning_rate
+    for name, rate in by_name.items():
+        assert rate == pytest.approx(full / 10 if name.startswith("encoder.") else full)
+    job.close()
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

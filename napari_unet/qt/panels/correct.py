@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QButtonGroup, QGridLayout, QInputDialog, QRadioButton, QWidget
+from qtpy.QtWidgets import QButtonGroup, QCheckBox, QGridLayout, QInputDialog, QRadioButton, QWidget
 
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
@@ -28,7 +28,7 @@ Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class CorrectPanel(Panel):
-    """Class picker, napari's brush tools, undo, the slice ribbon, and Accept."""
+    """Class picker, napari's brush tools, undo, Live, the slice ribbon, and Accept."""
 
     def __init__(self, session: Session, binder: LayerBinder, guard: Guard, go_to: Callable[[int], None]) -> None:
         super().__init__("Correct")
@@ -47,6 +47,7 @@ class CorrectPanel(Panel):
             tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance (Ctrl+Z).", guard(binder.undo)),
             tool("Redo", "Do it again (Ctrl+Shift+Z).", guard(binder.redo)),
             tool("Classes...", "Name the classes, or add one.", guard(self._edit_classes)),
+            self._live_box(),
         )
         self.ribbon = SliceRibbon(session, go_to)
         self.body.addWidget(self.ribbon)
@@ -63,6 +64,16 @@ class CorrectPanel(Panel):
             signal.connect(lambda *_: self.refresh())
         self._list_classes()
         self.refresh()
+
+    def _live_box(self) -> QCheckBox:
+        self.live = QCheckBox("Live")
+        self.live.setAccessibleName("Live")
+        self.live.setToolTip(
+            "After each stroke the slice on screen is proposed anew and follows it. The model learns by Fine-tune only."
+        )
+        self.live.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+        self.live.toggled.connect(self._guard(self._session.set_live))
+        return self.live
 
     def refresh(self) -> None:
         """Show the active scan's state."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from magicgui.widgets import SpinBox
-from qtpy.QtWidgets import QLabel
+from qtpy.QtWidgets import QLabel, QPushButton
 
+from napari_unet.qt.panels.cases import CaseTable
 from napari_unet.qt.panels.curve import LossCurve
 from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
 from napari_unet.qt.settings_form import SettingsForm
@@ -46,8 +47,10 @@ class ImprovePanel(Panel):
         self.keep = button(
             "Keep the old", "Stay with the model in use; the new one stays in the list.", guard(session.keep_old_model)
         )
+        self.cases = CaseTable()
         self.body.addWidget(self.verdict)
-        self.row(self.use, self.keep)
+        self.body.addWidget(self.cases)
+        self._choice = self.row(self.use, self.keep)
         for signal in (
             session.active_changed,
             session.acceptance_changed,
@@ -115,8 +118,27 @@ class ImprovePanel(Panel):
         verdict = self._session.verdict
         for widget in (self.verdict, self.use, self.keep):
             widget.setVisible(verdict is not None)
-        if verdict is not None:
-            self.verdict.setText(verdict.sentence)
-            self.use.setText(f"Use {verdict.checkpoint.card.name}")
-            old = self._session.model
-            self.keep.setText(f"Keep {old.card.name}" if old is not None else "Do not use it")
+        self.cases.setVisible(verdict is not None and bool(verdict.rows))
+        if verdict is None:
+            return
+        old = self._session.model
+        self.verdict.setText(verdict.sentence)
+        self.use.setText(f"Use {verdict.checkpoint.card.name}")
+        self.keep.setText(f"Keep {old.card.name}" if old is not None else "Do not use it")
+        self.cases.fill(verdict.rows)
+        if verdict.recommended is False:
+            self._recommend(self.keep)
+        else:
+            # Without a model in use there is nothing to be worse than.
+            self._recommend(self.use if verdict.recommended or old is None else None)
+
+    def _recommend(self, choice: QPushButton | None) -> None:
+        """Put a button first, in bold; none where it cannot be told which."""
+        first = choice or self.use
+        self._choice.insertWidget(0, first)
+        for each in (self.use, self.keep):
+            font = each.font()
+            font.setBold(each is choice)
+            each.setFont(font)
+            each.setAccessibleName(f"{each.text()}{' (recommended)' if each is choice else ''}")
+        self.setTabOrder(first, self.keep if first is self.use else self.use)
