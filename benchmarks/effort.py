@@ -166,8 +166,11 @@ def begun(body: Checkpoint, group: Sequence[LabelledScan], schema: LabelSchema) 
     from napari_unet.training.plan import plan
 
     images, labels = [item.scan for item in group], [item.labels for item in group]
-    kept = shape_of(body.card.settings)
-    return started(body, plan(images, len(schema.classes), labels=labels, overrides=kept), schema)
+    kept, levels = shape_of(body.card.settings), body.card.settings.network.strides
+    settings = plan(images, len(schema.classes), labels=labels, overrides=kept)
+    if len(settings.network.strides) > len(levels):
+        settings = plan(images, len(schema.classes), labels=labels, overrides={**kept, "network.strides": levels})
+    return started(body, settings, schema)
 
 
 def starter_file(set_name: str, starters: Path | None) -> Path | None:

@@ -134,7 +134,7 @@ STREAMS = {
     "darker": f"intensities to the power {_GAMMA} after the change",
     "coarser": "pixels twice as large after the change",
     "new-class": "another organ after the change, as one class more",
-    "new-project": "another organ after the change, as a project that starts from the model",
+    "new-project": "another organ after the change, as a second project",
 }
 
 
@@ -235,7 +235,8 @@ def draw(records: dict[str, dict[str, Any]], path: Path) -> None:
             axis.plot(means.keys(), means.values(), "s--", markersize=4, label="the first five, at that time")
         if name != "steady":
             axis.axvline(record["lengths"]["before"] + 0.5, color="grey", linewidth=0.8)
-    figure.legend(*max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda each: len(each[1])))
+    fullest = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda each: len(each[1]))
+    figure.legend(*fullest, loc="outside lower right", ncols=2, fontsize=8)
     figure.supxlabel("scan of the stream")
     figure.supylabel("Dice")
     path.parent.mkdir(parents=True, exist_ok=True)

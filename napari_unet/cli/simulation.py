@@ -43,7 +43,9 @@ def run_simulate(
     seen = False
     if base is not None:
         used = [pair for name in (*split.stream, *split.test) for pair in groups[name]]
-        seen = refuse_seen(base, [load_pair(pair, mapping, max_side) for pair in used], allow_seen)
+        # A model may have learnt from them at their own size.
+        sides = dict.fromkeys((max_side, None))
+        seen = refuse_seen(base, [load_pair(pair, mapping, side) for side in sides for pair in used], allow_seen)
     simulator = Simulator(
         lambda name: [load_pair(pair, mapping, max_side) for pair in groups[name]],
         schema_for(mapping),

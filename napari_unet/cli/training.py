@@ -18,7 +18,7 @@ from napari_unet.domain.errors import ExportError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
 from napari_unet.session.batch import load_training_folder, settings_for
-from napari_unet.session.models import find_model
+from napari_unet.session.models import SCRATCH, find_model, has_learnt
 from napari_unet.session.planning import refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.storage.checkpoint_file import write_checkpoint
@@ -51,7 +51,9 @@ def run_fine_tune(
 
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a file, such as {out / 'model.safetensors'}.")
-    base = find_model(model)
+    # A recipe of one's own asks for a network of its own.
+    own = preset not in (None, "default") or any(key.startswith("network.") for key in values)
+    base = find_model(SCRATCH if model is None and own else model)
     judging = {key: value for key, value in values.items() if key == "training.validation_fraction"}
     before = base.card.settings if base is not None else ModelSettings()
     folder = load_training_folder(
@@ -90,7 +92,7 @@ def _with_defaults(
     values: dict[str, Any], base: Checkpoint | None, preset: str | None, has_unlabelled: bool
 ) -> dict[str, Any]:
     """Check what was set against the starting model, and add what follows from the other words."""
-    if base is not None:
+    if has_learnt(base):
         if preset is not None:
             say("note: --preset counts from scratch only; the starting model keeps its own recipe.")
         refuse_fixed(base.card.settings, values)

@@ -35,10 +35,10 @@ _Place = tuple[int, int]
 def find_slivers(labels: NDArray, truth: NDArray) -> NDArray[np.bool_]:
     """Find the wrong pixels that nobody would bother to correct.
 
-    A sliver is one or two wrong pixels in a row, a column or a diagonal, where the border between two labels lies a
-    little beside the true one: on one side pixels rightly of the true label, on the other pixels rightly of the label
-    that stands there, more of either than the sliver is wide. So gaps in thin structures, holes, specks and half the
-    width of a vessel are no slivers.
+    A sliver is one or two wrong pixels in a row or a column, or one in a diagonal, where the border between two labels
+    lies a little beside the true one: on one side pixels rightly of the true label, on the other pixels rightly of the
+    label that stands there, more of either than the sliver is wide. So gaps in thin structures, holes, specks and half
+    the width of a vessel are no slivers.
 
     Parameters
     ----------
@@ -50,41 +50,40 @@ def find_slivers(labels: NDArray, truth: NDArray) -> NDArray[np.bool_]:
         Pixels too near the edge to have such neighbours on both sides are never slivers.
     """
     found = np.zeros(labels.shape, bool)
-    arrays = labels, truth, found
-    for along_rows in (arrays, tuple(array.T for array in arrays)):
-        _mark_slivers(*along_rows, down=0)
-    for diagonally in (arrays, tuple(array[:, ::-1] for array in arrays)):
-        _mark_slivers(*diagonally, down=1)
+    for thickness in (1, 2):
+        _mark_slivers(labels, truth, found, thickness)
+        _mark_slivers(labels.T, truth.T, found.T, thickness)
+    _mark_slivers(labels, truth, found, 1, down=1)
+    _mark_slivers(labels[:, ::-1], truth[:, ::-1], found[:, ::-1], 1, down=1)
     return found
 
 
-def _mark_slivers(labels: NDArray, truth: NDArray, found: NDArray[np.bool_], down: int) -> None:
+def _mark_slivers(labels: NDArray, truth: NDArray, found: NDArray[np.bool_], thickness: int, down: int = 0) -> None:
     """Mark slivers along lines that go one pixel to the right and ``down`` pixels down."""
     height, width = labels.shape
+    side = thickness + 1
+    length = side + thickness + side
+    h, w = height - down * (length - 1), width - length + 1
+    if h < 1 or w < 1:
+        return
+    steps = [np.s_[down * k : down * k + h, k : k + w] for k in range(length)]
     right = labels == truth
+    fits = np.ones((h, w), bool)
+    for k, step in enumerate(steps):
+        fits &= right[step] != (side <= k < side + thickness)
+    if not fits.any():
+        return
     # Whether a pixel has the label, or the truth, of the next on its line.
     here, onward = np.s_[: height - down, : width - 1], np.s_[down:, 1:]
     same_label, same_truth = labels[here] == labels[onward], truth[here] == truth[onward]
-    for thickness in (1, 2):
-        side = thickness + 1
-        length = side + thickness + side
-        h, w = height - down * (length - 1), width - length + 1
-        if h < 1 or w < 1:
-            continue
-        steps = [np.s_[down * k : down * k + h, k : k + w] for k in range(length)]
-        fits = np.ones((h, w), bool)
-        for k, step in enumerate(steps):
-            fits &= right[step] != (side <= k < side + thickness)
-        if not fits.any():
-            continue
-        # The true label first and the wrong one last, or the other way round.
-        mirrored = fits.copy()
-        for step, later in zip(steps, steps[side:-1], strict=False):
-            fits &= same_truth[step] & same_label[later]
-            mirrored &= same_label[step] & same_truth[later]
-        fits |= mirrored
-        for step in steps[side : side + thickness]:
-            found[step] |= fits
+    # The true label first and the wrong one last, or the other way round.
+    mirrored = fits.copy()
+    for step, later in zip(steps, steps[side:-1], strict=False):
+        fits &= same_truth[step] & same_label[later]
+        mirrored &= same_label[step] & same_truth[later]
+    fits |= mirrored
+    for step in steps[side : side + thickness]:
+        found[step] |= fits
 
 
 @dataclass(frozen=True, eq=False)

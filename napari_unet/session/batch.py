@@ -21,7 +21,8 @@ from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, 
 from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import mask_suffix, write_mask
-from napari_unet.session.models import require_channels, require_classes
+from napari_unet.networks.adapting import shape_of
+from napari_unet.session.models import has_learnt, require_channels, require_classes
 
 if TYPE_CHECKING:
     from napari_unet.training.fingerprint import Fingerprint
@@ -244,11 +245,13 @@ def settings_for(
     ModelSettings().with_values(dict.fromkeys(values.keys() - set(ModelSettings.keys())))
     # The scans of a folder came all at once: none is the newest.
     values = {"training.newest_fraction": 0.0, **values}
-    if base is not None:
+    if has_learnt(base):
         require_classes(base, n_classes)
     found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
-    if base is not None:
+    if has_learnt(base):
         return base.card.settings.with_values(values), found
+    if base is not None:
+        values = {**shape_of(base.card.settings), **values}
     return plan_for(found, n_classes, preset, memory_bytes=memory_bytes, overrides=values, device=device), found
 
 

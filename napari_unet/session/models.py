@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeGuard
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError
@@ -50,7 +51,7 @@ def find_model(name: str | None) -> Checkpoint | None:
     return read_checkpoint(path)
 
 
-def has_learnt(checkpoint: Checkpoint | None) -> bool:
+def has_learnt(checkpoint: Checkpoint | None) -> TypeGuard[Checkpoint]:
     """Return whether a checkpoint knows a task; ``starter`` is a body that has learnt none."""
     return checkpoint is not None and checkpoint.card.steps > 0
 

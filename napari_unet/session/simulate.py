@@ -26,10 +26,11 @@ from napari_unet.evaluation.simulated_annotator import Annotator, Corrected, Ora
 from napari_unet.inference.predict import PixelShare, predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
+from napari_unet.networks.adapting import shape_of
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
 from napari_unet.patches.spacing import zoom_of
-from napari_unet.session.models import require_channels, require_classes
+from napari_unet.session.models import has_learnt, require_channels, require_classes
 from napari_unet.training.examples import prepare_lesson, to_label_values
 from napari_unet.training.fine_tune import train_examples
 from napari_unet.training.lesson import Lesson
@@ -165,7 +166,7 @@ class Simulator:
         self._budget, self._seed, self._base, self._adjust = budget_seconds, seed, base, adjust
         self._annotator: Annotator = annotator or OracleAnnotator()
         self.settings: ModelSettings | None = None
-        if base is not None:
+        if has_learnt(base):
             require_classes(base, len(schema.classes))
             # A model's own limit of steps was for its own training.
             self.settings = adjust(base.card.settings.with_values({"training.steps": None}))
@@ -235,7 +236,8 @@ class Simulator:
 
     def _plan(self, group: Group, corrected: list[Corrected]) -> ModelSettings:
         scans, labels = [item.scan for item in group], [left.labels for left in corrected]
-        return self._adjust(plan(scans, len(self._schema.classes), labels=labels))
+        keep = None if self._base is None else shape_of(self._base.card.settings)
+        return self._adjust(plan(scans, len(self._schema.classes), labels=labels, overrides=keep))
 
     def _test(self, model: Checkpoint | None, name: str) -> float | None:
         group = self._load(name)
@@ -243,7 +245,7 @@ class Simulator:
 
     def _propose(self, model: Checkpoint | None, group: Group) -> list[NDArray]:
         """Return label arrays for a group; empty ones while no model has learnt anything."""
-        if model is None or model.card.steps == 0:
+        if not has_learnt(model):
             return [np.zeros_like(item.labels) for item in group]
         network = build(model.card.settings.network, seed=0)
         load_weights(network, model.weights)

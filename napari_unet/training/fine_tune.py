@@ -24,6 +24,7 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.adapting import started as start_from
 from napari_unet.networks.factory import build, load_weights, weights_of
 from napari_unet.networks.growing import grow
 from napari_unet.networks.unet import UNet
@@ -147,7 +148,9 @@ def train_examples(
         )
     # What an encoder learnt elsewhere is in the base already.
     network = build(settings.network, seed=settings.training.seed, pretrained=base is None)
-    start = None if base is None else grow(base, schema)
+    start = base
+    if base is not None:
+        start = grow(base, schema) if base.card.steps > 0 else start_from(base, settings, schema)
     if start is not None:
         load_weights(network, start.weights)
     patch = settings.training.patch_size
@@ -191,6 +194,7 @@ def train_examples(
         },
         compute=f"{compute.device}, {compute.precision}, {compute.threads} threads",
         modality=next((lesson.scan.modality for lesson in lessons if lesson.scan.modality), None),
+        notes=base.card.notes if base else "",
         pixel_share=first.share,
         pixel_errors=first.errors,
         left_to_paint=first.left_to_paint,

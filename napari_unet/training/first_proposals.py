@@ -39,7 +39,7 @@ _PLANES_PER_SCAN, _PLANES_IN_ALL = 8, 32
 _TRIED_PLANES = 4
 # Of the budget, for features and for learning each.
 _SHARE_OF_BUDGET = 0.12
-_STEPS, _BATCH, _RATE = 200, 2048, 1e-2
+_STEPS, _BATCH, _RATE = 120, 2048, 1.5e-2
 # Of what earlier scans said, against the newest.
 _MEMORY = 0.5
 
@@ -96,12 +96,16 @@ def _draw(example: Example, settings: ModelSettings) -> Pixels:
     if not found:
         nothing = np.zeros(0, np.int64)
         return Pixels(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), torch.zeros(0), nothing, nothing)
+    return _joined(found)
+
+
+def _joined(parts: Sequence[Pixels]) -> Pixels:
     return Pixels(
-        torch.cat([p.features for p in found]),
-        torch.cat([p.classes for p in found]),
-        torch.cat([p.weights for p in found]),
-        np.concatenate([p.planes for p in found]),
-        np.concatenate([p.places for p in found]),
+        torch.cat([p.features for p in parts]),
+        torch.cat([p.classes for p in parts]),
+        torch.cat([p.weights for p in parts]),
+        np.concatenate([p.planes for p in parts]),
+        np.concatenate([p.places for p in parts]),
     )
 
 
@@ -202,13 +206,12 @@ def first_proposals(
             share, errors = base.card.pixel_share / 2, base.card.pixel_errors
         if share < min(s for s in SHARES if s > 0):
             return FirstProposals(errors=errors, left_to_paint=left)
-    learnt = learn_pixels(examples, settings, started) if wanted else None
-    if learnt is None:
+    pixels = collect_pixels(examples, settings, started) if wanted else None
+    if pixels is None:
         return FirstProposals(errors=errors, left_to_paint=left)
-    head, error = learnt
     if share is None:
-        share = _AT_FIRST if error < _USEFUL else 0.0
-    return FirstProposals(head, share, errors, left)
+        share = _AT_FIRST if left_within(pixels, settings) < _USEFUL else 0.0
+    return FirstProposals(fit_pixels(pixels, settings), share, errors, left)
 
 
 def _head_of(base: Checkpoint, settings: ModelSettings) -> PixelHead | None:
@@ -268,29 +271,25 @@ def choose_share(before: Sequence[float], now: Sequence[float]) -> tuple[float, 
     return SHARES[int(np.argmin(errors))], errors
 
 
-def learn_pixels(
-    examples: Sequence[Example], settings: ModelSettings, started: float
-) -> tuple[PixelHead, float] | None:
-    """Return a classifier taught on reviewed pixels, and how much of the painting it leaves within what it learnt from.
+def collect_pixels(examples: Sequence[Example], settings: ModelSettings, started: float) -> Pixels | None:
+    """Return reviewed pixels to teach a classifier, the newest scans' first.
 
     Parameters
     ----------
     examples : sequence of Example
         In order of arrival; the newest are sure to be looked at.
     settings : ModelSettings
-        Budget, classes, seed.
+        Budget, seed.
     started : float
         ``time.perf_counter()`` when the budget began.
 
     Returns
     -------
-    (PixelHead, float) or None
+    Pixels or None
         None where nothing is labelled.
     """
     budget = settings.training.budget_seconds
-    deadline = (
-        None if budget is None or settings.training.steps is not None else started + 2 * _SHARE_OF_BUDGET * budget
-    )
+    deadline = None if budget is None or settings.training.steps is not None else started + _SHARE_OF_BUDGET * budget
     found: list[Pixels] = []
     n_planes = 0
     for example in reversed(examples):
@@ -300,31 +299,34 @@ def learn_pixels(
             found.append(draw_pixels(example, settings))
             n_planes += len(np.unique(found[-1].planes))
     pixels = [p for p in found if len(p)]
-    if not any(bool((p.classes > 0).any()) for p in pixels):
-        return None
-    features, classes, weights = (
-        torch.cat([getattr(p, name) for p in pixels]) for name in ("features", "classes", "weights")
-    )
-    # By halves of planes, or of the only one: what lies beside what was learnt is a fair question.
-    places = np.concatenate([p.places for p in pixels])
-    first = places < np.median(places)
-    half = torch.from_numpy(first)
-    head = _fit(features[half], classes[half], weights[half], settings)
+    return _joined(pixels) if any(bool((p.classes > 0).any()) for p in pixels) else None
+
+
+def left_within(pixels: Pixels, settings: ModelSettings) -> float:
+    """Return how much of the painting a classifier leaves in one half of the planes when it learns from the other.
+
+    What lies beside what was learnt is an easy question; who fails it has nothing to say.
+    """
+    half = pixels.places < np.median(pixels.places)
+    learnt, asked = pixels.where(half), pixels.where(~half)
+    if not len(learnt) or not bool((asked.classes > 0).any()):
+        return 1.0
     with torch.no_grad():
-        missed = head(features[~half]).argmax(1) != classes[~half]
-    there = float(weights[~half][classes[~half] > 0].sum())
-    error = min(1.0, float(weights[~half][missed].sum()) / there) if there else 1.0
-    return _fit(features, classes, weights, settings), error
+        missed = fit_pixels(learnt, settings)(asked.features).argmax(1) != asked.classes
+    painted = float(asked.weights[asked.classes > 0].sum())
+    return min(1.0, float(asked.weights[missed].sum()) / painted)
 
 
-def _fit(features: Tensor, classes: Tensor, weights: Tensor, settings: ModelSettings) -> PixelHead:
+def fit_pixels(pixels: Pixels, settings: ModelSettings) -> PixelHead:
+    """Return a classifier of pixels, taught for a second or so."""
+    features, classes, weights = pixels.features, pixels.classes, pixels.weights
     n_classes = settings.network.out_channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.training.seed)
         head = PixelHead(features.shape[1], n_classes)
         head.mean.copy_(features.mean(0))
         head.deviation.copy_(features.std(0).clamp_min(1e-6))
-        optimiser = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-3)
+        optimiser = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=1e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=_STEPS)
         weights = weights / weights.mean()
         for _ in range(_STEPS):

@@ -62,7 +62,7 @@ def is_sliver(labels, truth, y, x):
     steps = np.arange(-4, 5)
     for down, over in ((0, 1), (1, 0), (1, 1), (1, -1)):
         said, meant = (a[y + 8 + down * steps, x + 8 + over * steps] for a in (labels, truth))
-        for width in (1, 2):
+        for width in (1,) if down and over else (1, 2):
             for begin in range(4 - width + 1, 5):
                 run = slice(begin, begin + width)
                 sides = [slice(begin - width - 1, begin), slice(begin + width, begin + 2 * width + 1)]
@@ -173,7 +173,7 @@ class TestTheBill:
         truth[10:130, 10:130] = 1
         left = BrushAnnotator().correct(blank(140, 140), truth)
         # 80 x 80 pixels for the middle of a brush 41 across at least, and the way to the corners at most.
-        assert 240 < left.path < 1600
+        assert 240 < left.path < 2000
         assert left.strokes < 10
 
     def test_a_hopeless_proposal_is_cleared_first(self):

@@ -44,33 +44,36 @@ def stroke_into_mistake(labels, truth, painted):
     depth = ndimage.distance_transform_edt(mistake)
     row, column = np.unravel_index(depth.argmax(), depth.shape)
     rows, columns = np.indices(labels.shape)
-    brush = (rows - row) ** 2 + (columns - column) ** 2 <= max(1, depth.max()) ** 2
+    brush = (rows - row) ** 2 + (columns - column) ** 2 <= min(2, depth.max()) ** 2
     value = truth[row, column]
     painted[brush & (truth == value)] = value
 
 
 @needs_real_data
-def test_strokes_raise_the_dice_of_a_real_slice_and_spare_the_model():
+def test_strokes_raise_the_dice_of_real_slices_and_spare_the_model():
     settings = small_settings(steps=60, patch_size=(24, 24), batch_size=4)
     taught = [Lesson(*hippocampus(number)) for number in (0, 1)]
     checkpoint = run(fine_tune(taught, settings, LabelSchema.of("hippocampus"), CPU))[1].checkpoint
-    scan, labels = hippocampus(50)
     network = build(settings.network)
     load_weights(network, checkpoint.weights)
-    before = weights_of(network)
-    image, index = prepare(scan, settings.preparation), int(labels.sum(axis=(1, 2)).argmax())
-    truth = labels[index]
-    window = Window(0, 0, *truth.shape)
-    features = seen_by_head(network, image, settings, CPU, index, window)
-    said, painted = features.prior.argmax(1).reshape(truth.shape), np.full(truth.shape, FREE)
-    found, alone = said, said.copy()
-    for _ in range(3):
-        stroke_into_mistake(found, truth, painted)
-        found, reached = refit(features, painted, 2)
-        np.testing.assert_array_equal(found[painted != FREE], painted[painted != FREE])
-        np.testing.assert_array_equal(found[~reached], said[~reached])
-    alone[painted != FREE] = painted[painted != FREE]
-    assert dice(found == 1, truth == 1) > dice(alone == 1, truth == 1) + 0.02 > dice(said == 1, truth == 1) + 0.02
+    before, rows = weights_of(network), []
+    for number in (50, 60, 70):
+        scan, labels = hippocampus(number)
+        image, n = prepare(scan, settings.preparation), len(labels)
+        for index in (n // 3, n // 2, 2 * n // 3):
+            truth = labels[index]
+            features = seen_by_head(network, image, settings, CPU, index, Window(0, 0, *truth.shape))
+            said, painted = features.prior.argmax(1).reshape(truth.shape), np.full(truth.shape, FREE)
+            found, alone = said, said.copy()
+            for _ in range(2):
+                stroke_into_mistake(found, truth, painted)
+                found, reached = refit(features, painted, 2)
+                np.testing.assert_array_equal(found[painted != FREE], painted[painted != FREE])
+                np.testing.assert_array_equal(found[~reached], said[~reached])
+            alone[painted != FREE] = painted[painted != FREE]
+            rows.append([dice(each == 1, truth == 1) for each in (said, alone, found)])
+    said, alone, found = np.mean(rows, axis=0)
+    assert found > alone + 0.01 > said + 0.01
     for name, array in weights_of(network).items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -130,10 +133,11 @@ def test_without_a_model_two_painted_classes_suffice():
     painted = np.full(truth.shape, FREE)
     painted[29:32, 30:38] = 1
     found, _ = refit(features, painted, 2)
-    np.testing.assert_array_equal(found, painted == 1)
-    painted[4:7, 5:15] = 0
+    np.testing.assert_array_equal(found, (painted == 1).astype(int))
+    painted[4:7, 5:15] = painted[50:53, 30:38] = 0
+    painted[20:22, 30:38] = 1
     found, reached = refit(features, painted, 2)
-    assert dice(found == 1, truth == 1) > 0.9
+    assert dice(found == 1, truth == 1) > 0.8
     assert reached.all()
 
 

@@ -23,9 +23,7 @@ def test_with_live_on_the_mask_follows_the_brush(desk: Desk) -> None:
     desk.layer.brush_size = 3
     index = desk.session.visible_slice
     desk.drag((index, 18, 20), (index, 18, 26))
-    desk.push(desk.widget.correct.tools["erase"])
-    # Painted first: only what changes is recorded as painted.
-    desk.layer.mode = "paint"
+    # Painted, then rubbed out: only what changes is recorded as painted.
     desk.drag((index, 3, 4), (index, 3, 30))
     desk.layer.mode = "erase"
     desk.drag((index, 3, 4), (index, 3, 30))

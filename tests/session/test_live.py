@@ -135,11 +135,16 @@ def test_without_a_model_filters_tell_apart_what_was_painted(computing):
     paint(computing, slice(rows[0] + 3, rows[0] + 7), slice(columns[0] + 3, columns[0] + 7), 1)
     computing.wait(SECONDS)
     assert kinds(computing) == ["stroke"], "with one class there is nothing to tell apart"
-    paint(computing, slice(40, 42), slice(0, 40), 1)
-    paint(computing, slice(40, 42), slice(0, 40), 0)
+    around = one.labels[INDEX] == 0
+    around[::6, :] = around[:, ::6] = False
+    # A mark that what was background is meant to be: painted over, then rubbed out.
+    for value in (1, 0):
+        view = state.annotation.labels.copy()
+        view[INDEX][~around & (one.labels[INDEX] == 0)] = value
+        computing.record_edit(state, view, slice(INDEX, INDEX + 1))
     computing.wait(SECONDS)
     overlap = (state.annotation.labels[INDEX] == 1) & (one.labels[INDEX] == 1)
-    assert 2 * overlap.sum() > 0.9 * (np.count_nonzero(state.annotation.labels[INDEX]) + one.labels[INDEX].sum())
+    assert 2 * overlap.sum() > 0.8 * (np.count_nonzero(state.annotation.labels[INDEX]) + one.labels[INDEX].sum())
 
 
 def test_a_model_for_other_scans_is_said_to_be_one(live, trained):

@@ -19,8 +19,15 @@ from napari_unet.patches.spacing import zoom_of
 from napari_unet.session.batch import predict_scan
 from napari_unet.storage.checkpoint_file import from_bytes, to_bytes
 from napari_unet.training.examples import prepare_lesson
-from napari_unet.training.first_proposals import SHARES, choose_share, draw_pixels, learn_pixels, try_on_new
 from napari_unet.training.fine_tune import fine_tune
+from napari_unet.training.first_proposals import (
+    SHARES,
+    choose_share,
+    collect_pixels,
+    draw_pixels,
+    fit_pixels,
+    try_on_new,
+)
 from napari_unet.training.lesson import Lesson
 from napari_unet.training.plan import plan
 from tests.training.lessons import CPU, SCHEMA, run
@@ -117,7 +124,7 @@ def test_who_has_all_the_say_is_asked_alone():
     """A network whose share is nothing is not even computed: here it would give NaN."""
     lesson = texture(0)
     settings = settings_for([lesson])
-    found = learn_pixels([prepare_lesson(lesson, settings, SCHEMA)], settings, started=0.0)
+    found = collect_pixels([prepare_lesson(lesson, settings, SCHEMA)], settings, started=0.0)
     assert found is not None
     network = build(settings.network, seed=0)
     with torch.no_grad():
@@ -125,7 +132,7 @@ def test_who_has_all_the_say_is_asked_alone():
     image = prepare(lesson.scan, settings.preparation)
     slabs = plan_slabs(image.shape[1:], settings)
     zoom = zoom_of(lesson.scan, settings)
-    (result,) = predict(network, image, settings, CPU, slabs, zoom, PixelShare(found[0], 1.0))
+    (result,) = predict(network, image, settings, CPU, slabs, zoom, PixelShare(fit_pixels(found, settings), 1.0))
     assert correction_effort([result.classes[0]], [lesson.labels]) / lesson.labels.sum() < 0.3
 
 
@@ -139,9 +146,9 @@ def test_the_share_that_left_least_is_chosen_and_the_newest_scan_counts_half():
 def test_nothing_new_tells_nothing():
     lesson = texture(0)
     settings = settings_for([lesson])
-    learnt = learn_pixels([prepare_lesson(lesson, settings, SCHEMA)], settings, started=0.0)
-    assert learnt is not None
-    assert try_on_new(build(settings.network), learnt[0], [], settings, CPU) == ()
+    pixels = collect_pixels([prepare_lesson(lesson, settings, SCHEMA)], settings, started=0.0)
+    assert pixels is not None
+    assert try_on_new(build(settings.network), fit_pixels(pixels, settings), [], settings, CPU) == ()
 
 
 @pytest.mark.parametrize("preset", ["classic", "thorough"])
