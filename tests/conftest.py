@@ -17,6 +17,8 @@ import hypothesis
 import psutil
 import pytest
 
+from napari_unet.domain.compute import PATIENT_THREADS
+
 #: Fixtures that keep processes and threads of their own for longer than one test.
 _LONG_LIVED = frozenset({"engine", "window"})
 _PATIENCE_SECONDS = 5.0
@@ -35,6 +37,8 @@ def pytest_configure() -> None:
         os.environ[f"XDG_{kind}_HOME"] = str(Path(_home.name) / kind.lower())
     # Test arrays are tiny: threads would only get into each other's way, and sums in one order are repeatable.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
 
 
 def pytest_unconfigure() -> None:

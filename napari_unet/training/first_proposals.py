@@ -8,7 +8,8 @@ neither had seen: the newest ones, before they are learnt from.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,7 @@ _AT_FIRST = 0.5
 _USEFUL = 0.8
 _PIXELS_PER_SCAN = 6000
 _PLANES_PER_SCAN, _PLANES_IN_ALL = 8, 32
-_TRIED_PLANES = 4
+_TRIED_PIXELS = 2**20
 # Of the budget, for features and for learning each.
 _SHARE_OF_BUDGET = 0.12
 _STEPS, _BATCH, _RATE = 120, 2048, 1.5e-2
@@ -90,9 +91,11 @@ def _draw(example: Example, settings: ModelSettings) -> Pixels:
     reviewed = torch.ones_like(example.labels, dtype=torch.bool) if example.reviewed is None else example.reviewed
     known = np.flatnonzero(reviewed.flatten(1).any(1).numpy())
     filled = known[(example.labels[known] > 0).flatten(1).any(1).numpy()]
+    empty = np.setdiff1d(known, filled)
     # Planes with structures say more; some without are needed to know what they are not in.
-    wanted = [rng.permutation(filled)[: _PLANES_PER_SCAN - 2], rng.permutation(np.setdiff1d(known, filled))[:2]]
-    found = [_of_plane(example, reviewed, int(i), settings, rng) for i in np.sort(np.concatenate(wanted))]
+    kinds = ((filled, _PLANES_PER_SCAN - 2), (empty, 2))
+    drawn = [(int(i), max(1.0, len(kind) / n)) for kind, n in kinds for i in rng.permutation(kind)[:n]]
+    found = [_of_plane(example, reviewed, index, share, settings, rng) for index, share in sorted(drawn)]
     if not found:
         nothing = np.zeros(0, np.int64)
         return Pixels(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), torch.zeros(0), nothing, nothing)
@@ -110,7 +113,12 @@ def _joined(parts: Sequence[Pixels]) -> Pixels:
 
 
 def _of_plane(
-    example: Example, reviewed: Tensor, index: int, settings: ModelSettings, rng: np.random.Generator
+    example: Example,
+    reviewed: Tensor,
+    index: int,
+    stands_for: float,
+    settings: ModelSettings,
+    rng: np.random.Generator,
 ) -> Pixels:
     image = on_network_grid(example.image[:, index][None], example.zoom[1:])[0]
     shape = image.shape[1:]
@@ -128,7 +136,7 @@ def _of_plane(
     return Pixels(
         torch.from_numpy(np.ascontiguousarray(features.reshape(len(features), -1)[:, chosen].T)),
         torch.from_numpy(labels[chosen].astype(np.int64)),
-        torch.from_numpy((1 / chance[chosen]).astype(np.float32)),
+        torch.from_numpy((stands_for / chance[chosen]).astype(np.float32)),
         np.full(len(chosen), index),
         chosen,
     )
@@ -239,11 +247,13 @@ def try_on_new(
     wrong, painted = np.zeros(len(shares)), 0.0
     # Averaging over poses is for proposals: here it would take time from learning.
     single = settings.with_values({"inference.mirror": False})
-    left = 2 * _TRIED_PLANES
-    for example in examples:
+    left = _TRIED_PIXELS
+    # The newest last; where time runs short it is the one to ask.
+    for example in reversed(examples):
         pixels = draw_pixels(example, settings)
-        planes = np.unique(pixels.planes)[:: max(1, len(np.unique(pixels.planes)) // _TRIED_PLANES)][:left]
-        left -= len(planes)
+        size = int(np.prod(example.labels.shape[1:]) / np.prod(example.zoom[1:]))
+        planes = np.unique(pixels.planes)[: max(1, left // size)] if left > 0 else []
+        left -= size * len(planes)
         pixels = pixels.where(np.isin(pixels.planes, planes))
         if not len(pixels):
             continue
@@ -311,8 +321,9 @@ def left_within(pixels: Pixels, settings: ModelSettings) -> float:
     learnt, asked = pixels.where(half), pixels.where(~half)
     if not len(learnt) or not bool((asked.classes > 0).any()):
         return 1.0
+    head = fit_pixels(learnt, settings)
     with torch.no_grad():
-        missed = fit_pixels(learnt, settings)(asked.features).argmax(1) != asked.classes
+        missed = head(asked.features).argmax(1) != asked.classes
     painted = float(asked.weights[asked.classes > 0].sum())
     return min(1.0, float(asked.weights[missed].sum()) / painted)
 
@@ -321,7 +332,7 @@ def fit_pixels(pixels: Pixels, settings: ModelSettings) -> PixelHead:
     """Return a classifier of pixels, taught for a second or so."""
     features, classes, weights = pixels.features, pixels.classes, pixels.weights
     n_classes = settings.network.out_channels
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(settings.training.seed)
         head = PixelHead(features.shape[1], n_classes)
         head.mean.copy_(features.mean(0))
@@ -337,6 +348,17 @@ def fit_pixels(pixels: Pixels, settings: ModelSettings) -> PixelHead:
             optimiser.step()
             schedule.step()
     return head.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps this small take twice as long when they are shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
