@@ -33,10 +33,12 @@ def filter_features(plane: NDArray[np.float32], place: float | None = None) -> N
     """
     from skimage.feature import multiscale_basic_features
 
-    found = multiscale_basic_features(plane, sigma_min=_FINEST, sigma_max=_COARSEST, channel_axis=0)
-    features = np.moveaxis(found, -1, 0)
+    h, w = plane.shape[1:]
+    # A line of pixels has no gradient across: it is given a neighbour like itself.
+    wide = np.pad(plane, ((0, 0), (0, int(h < 2)), (0, int(w < 2))), mode="edge")
+    found = multiscale_basic_features(wide, sigma_min=_FINEST, sigma_max=_COARSEST, channel_axis=0)
+    features = np.moveaxis(found, -1, 0)[:, :h, :w]
     if place is not None:
-        h, w = plane.shape[1:]
         rows, columns = np.meshgrid(np.linspace(0, 1, h), np.linspace(0, 1, w), indexing="ij")
         features = np.concatenate([features, [np.full((h, w), place), rows, columns]])
     return features.astype(np.float32, copy=False)

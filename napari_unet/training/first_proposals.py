@@ -252,7 +252,7 @@ def try_on_new(
     for example in reversed(examples):
         pixels = draw_pixels(example, settings)
         size = int(np.prod(example.labels.shape[1:]) / np.prod(example.zoom[1:]))
-        planes = np.unique(pixels.planes)[: max(1, left // size)] if left > 0 else []
+        planes = np.unique(pixels.planes)[: max(1, left // size) if left > 0 else 0]
         left -= size * len(planes)
         pixels = pixels.where(np.isin(pixels.planes, planes))
         if not len(pixels):
