@@ -105,6 +105,7 @@ def test_proposing_goes_on_beside_training_and_both_stop(desk: Desk, checkpoint:
     assert desk.said == ""
 
 
+@pytest.mark.slow
 def test_the_dock_may_be_closed_while_it_trains_and_opened_again(desk: Desk, checkpoint: Checkpoint) -> None:
     desk.session.use_model(checkpoint)
     scan = make_scan()
@@ -141,7 +142,7 @@ def test_the_window_may_be_closed_while_it_trains(desk: Desk, checkpoint: Checkp
     assert desk.widget.engine.state == "closed"
 
 
-@pytest.mark.parametrize("which", ["image_layer", "labels_layer"])
+@pytest.mark.parametrize("which", [pytest.param("image_layer", marks=pytest.mark.slow), "labels_layer"])
 def test_layers_may_vanish_while_slabs_arrive(desk: Desk, checkpoint: Checkpoint, which: str) -> None:
     desk.session.use_model(checkpoint)
     desk.open(make_scan(BIG))

@@ -77,7 +77,7 @@ def test_it_can_be_wished_otherwise_and_is_said_in_words():
     assert "preparation.coarsen" in words
 
 
-@pytest.mark.parametrize("spacing", [None, (0.5, 0.7)])
+@pytest.mark.parametrize("spacing", [None, pytest.param((0.5, 0.7), marks=pytest.mark.slow)])
 def test_masks_are_on_the_acquired_grid_and_in_the_right_place(spacing):
     settings = planned(disc(spacing=spacing)).with_values(
         {

@@ -77,7 +77,7 @@ def test_the_next_scan_decides_who_has_the_say():
     assert effort(again, texture(2)) < 0.3
     clueless = {**checkpoint.pixels, "layers.4.weight": np.zeros_like(checkpoint.pixels["layers.4.weight"])}
     clueless["layers.4.bias"] = np.array([-9.0, 9.0], np.float32)
-    settings = settings_for([first], **{"training.steps": 120, "training.first_proposals": False})
+    settings = settings_for([first], **{"training.steps": 60, "training.first_proposals": False})
     able = taught([first, texture(3)], settings)
     dropped = taught(
         [first, texture(3), second],
