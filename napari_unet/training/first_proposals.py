@@ -352,7 +352,7 @@ def fit_pixels(pixels: Pixels, settings: ModelSettings) -> PixelHead:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Steps this small take twice as long when they are shared out."""
+    """Steps this small take longer when they are shared out."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
