@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from record import circumstances, write
 
 from napari_unet.compute.device import resolve
 from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ComputeSettings
-from napari_unet.io.masks import TruthRule, distinct_values, infer_classes, read_mask
-from napari_unet.io.pairs import LabelledScan, find_pairs, load_pair
-from napari_unet.session.batch import schema_for
+from napari_unet.io.pairs import LabelledScan
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _RESULTS = Path(__file__).resolve().parent / "results" / "whole_set"
@@ -36,40 +35,22 @@ _SECONDS = 1500.0
 _PACKAGES = ("napari-unet", "torch", "numpy")
 
 
-@dataclass(frozen=True)
-class ScanSet:
-    """A folder of pairs: what its masks mean, and who tests (see docs/benchmarks.md)."""
-
-    folder: str
-    rule: TruthRule
-    test: int | None = None
-    test_regex: str | None = None
-    group_by: str | None = None
+#: The sets of the effort benchmark, so that its test scans are set aside here as well.
+_SETS = {"hippocampus": "hippocampus_mr", "cardiac": "cardiac_cine_mr", "em": "em_membrane"}
 
 
-_SETS = {
-    "hippocampus": ScanSet("hippocampus_mr", TruthRule(), test=40),
-    "cardiac": ScanSet("cardiac_cine_mr", TruthRule(), test=10, group_by=r"^(.+)-IM-"),
-    "em": ScanSet("em_membrane", TruthRule(foreground=(0,)), test_regex="^2[0-9]$"),
-}
-
-
-def load(which: ScanSet, data: Path) -> tuple[list[LabelledScan], dict[str, list[LabelledScan]], Any]:
+def load(folder: str, data: Path) -> tuple[list[LabelledScan], dict[str, list[LabelledScan]], LabelSchema]:
     """Return the scans that teach, those that test by group, and the classes."""
-    from napari_unet.session.simulate import group_pairs, split_groups
+    from effort_sets import SETS, Scans
 
-    folder = data / which.folder
-    pairs = list(find_pairs(folder / "images", folder / "masks"))
-    mapping = infer_classes((distinct_values(read_mask(pair.mask).data) for pair in pairs), which.rule)
-    groups = group_pairs(pairs, which.group_by)
-    # A stream of no scans: the test set is the last of the same permutation.
-    test = split_groups(list(groups), 0, which.test, which.test_regex, 0).test
-    loaded = {name: [load_pair(pair, mapping) for pair in found] for name, found in groups.items()}
+    scans = Scans(SETS[folder], data / folder)
+    loaded = {name: scans(name) for name in scans.names}
+    test = scans.split(0).test
     teaching = [item for name, items in loaded.items() if name not in test for item in items]
-    return teaching, {name: loaded[name] for name in test}, schema_for(mapping)
+    return teaching, {name: loaded[name] for name in test}, scans.schema
 
 
-def measure(which: ScanSet, data: Path, seconds: float, compute: ResolvedCompute, quick: bool) -> dict[str, Any]:
+def measure(folder: str, data: Path, seconds: float, compute: ResolvedCompute, quick: bool) -> dict[str, Any]:
     """Train, predict the test scans and score them; with ``quick`` few scans of each."""
     import torch
 
@@ -80,7 +61,7 @@ def measure(which: ScanSet, data: Path, seconds: float, compute: ResolvedCompute
     from napari_unet.training.plan import plan
 
     torch.set_num_threads(compute.threads)
-    teaching, testing, schema = load(which, data)
+    teaching, testing, schema = load(folder, data)
     if quick:
         teaching, testing = teaching[:8], dict(list(testing.items())[:3])
     settings = plan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 from napari_unet.compute.engine import Engine, Job
@@ -18,7 +17,7 @@ from napari_unet.networks.growing import can_grow
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.verdict import Verdict
-from napari_unet.session.worker import Worker
+from napari_unet.session.worker import Worker, wait_until
 from napari_unet.training.lesson import FineTuned
 
 Moved = Callable[[Verdict | None, NapariUnetError | None], None]
@@ -98,12 +97,7 @@ class FineTuneRun:
 
     def wait(self, engine: Engine, timeout: float | None = None) -> None:
         """Poll until it is over."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._over:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"the fine-tune is not over after {timeout} s")
-            engine.poll()
-            time.sleep(0.01)
+        wait_until(lambda: self._over, engine, timeout, "the fine-tune")
 
     def _begin(self, compute: ResolvedCompute) -> None:
         if self._over:

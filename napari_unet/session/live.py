@@ -26,7 +26,7 @@ from napari_unet.session.history import Step
 from napari_unet.session.models import require_channels
 from napari_unet.session.proposing import proposal_correction
 from napari_unet.session.state import ScanState
-from napari_unet.session.worker import Worker
+from napari_unet.session.worker import Worker, wait_until
 
 if TYPE_CHECKING:
     from napari_unet.session.session import LabelsChanged, Session
@@ -114,12 +114,7 @@ class LiveRefit:
 
     def wait(self, engine: Engine, timeout: float | None = None) -> None:
         """Poll until nothing is under way."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.is_over:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"the live refit is not over after {timeout} s")
-            engine.poll()
-            time.sleep(0.005)
+        wait_until(lambda: self.is_over, engine, timeout, "the live refit")
 
     def _labels_changed(self, change: LabelsChanged) -> None:
         session = self._session

@@ -24,7 +24,7 @@ from napari_unet.inference.slabs import Slab, plan_slabs
 from napari_unet.session.history import Step
 from napari_unet.session.models import require_channels
 from napari_unet.session.state import ScanState
-from napari_unet.session.worker import Worker
+from napari_unet.session.worker import Worker, wait_until
 
 _IN_FLIGHT = 2
 
@@ -99,12 +99,7 @@ class ProposalRun:
 
     def wait(self, engine: Engine, timeout: float | None = None) -> None:
         """Poll until it is over."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._over:
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"the proposal is not over after {timeout} s")
-            engine.poll()
-            time.sleep(0.005)
+        wait_until(lambda: self._over, engine, timeout, "the proposal")
 
     def _begin(self, compute: ResolvedCompute) -> None:
         if self._over:

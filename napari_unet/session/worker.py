@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,22 @@ from napari_unet.domain.errors import NapariUnetError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ComputeSettings
 from napari_unet.storage.checkpoint_file import to_bytes
+
+
+def wait_until(is_over: Callable[[], bool], engine: Engine, timeout: float | None, what: str) -> None:
+    """Poll the engine until something is over.
+
+    Raises
+    ------
+    TimeoutError
+        It is not within so many seconds; names ``what``.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not is_over():
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"{what} is not over after {timeout} s")
+        engine.poll()
+        time.sleep(0.005)
 
 
 class Worker:

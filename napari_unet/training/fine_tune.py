@@ -146,13 +146,7 @@ def train_examples(
             f"The network tells {settings.network.out_channels - 1} classes from background and there are "
             f"{len(schema.classes)}: leave network.out_channels to the plan."
         )
-    # What an encoder learnt elsewhere is in the base already.
-    network = build(settings.network, seed=settings.training.seed, pretrained=base is None)
-    start = base
-    if base is not None:
-        start = grow(base, schema) if base.card.steps > 0 else start_from(base, settings, schema)
-    if start is not None:
-        load_weights(network, start.weights)
+    network, start = _beginning(base, settings, schema)
     patch = settings.training.patch_size
     if patch is None:
         raise TrainingError("No patch size is set: plan the settings from the scans first.")
@@ -173,16 +167,15 @@ def train_examples(
             started=started,
         )
     verdicts = judge(network, start, examples, lessons, settings, schema, compute, first.say)
-    seen = dict.fromkeys(base.card.seen if base else ())
-    seen.update(dict.fromkeys(lesson.scan.fingerprint for lesson in lessons))
-    # Without labels too: figures on them would flatter.
-    seen.update(dict.fromkeys(also_seen))
     card = ModelCard(
         name=name,
         settings=_without_paths(settings),
         label_schema=schema,
         parent=base.id if base else None,
-        seen=tuple(seen),
+        # Those without labels too: figures on them would flatter.
+        seen=tuple(
+            dict.fromkeys((*(base.card.seen if base else ()), *(x.scan.fingerprint for x in lessons), *also_seen))
+        ),
         scores={verdict.case: verdict.after for verdict in verdicts},
         steps=(base.card.steps if base else 0) + result.steps,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -201,6 +194,17 @@ def train_examples(
     )
     pixels = {} if first.head is None else weights_of(first.head)
     return FineTuned(Checkpoint(weights_of(network), card, pixels), verdicts, result.steps, result.seconds)
+
+
+def _beginning(base: Checkpoint | None, settings: ModelSettings, schema: LabelSchema) -> tuple[UNet, Checkpoint | None]:
+    """Return the network before it learns, and the checkpoint whose weights it has: the base, cut or grown to fit."""
+    # What an encoder learnt elsewhere is in the base already.
+    network = build(settings.network, seed=settings.training.seed, pretrained=base is None)
+    if base is None:
+        return network, None
+    start = grow(base, schema) if base.card.steps > 0 else start_from(base, settings, schema)
+    load_weights(network, start.weights)
+    return network, start
 
 
 @contextmanager
