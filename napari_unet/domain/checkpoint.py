@@ -47,6 +47,12 @@ class ModelCard(BaseModel):
     #: How much of the painting was left on scans that were new, before they were learnt from; the latest last.
     left_to_paint: tuple[float, ...] = ()
 
+    @property
+    def is_worse_than_nothing(self) -> bool:
+        """Whether, on the last two new scans, correcting its proposals took as much work as painting everything."""
+        last = self.left_to_paint[-2:]
+        return len(last) == 2 and min(last) >= 1
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:

@@ -30,19 +30,29 @@ class History:
             self._undone.clear()
             self._done.append(Step(correction.kind, [correction]))
 
-    def extend(self, step: Step, correction: Correction) -> None:
-        """Record what the machine did, in a step that may go on while the person paints.
+    def extend(self, step: Step, correction: Correction) -> Step:
+        """Record what the machine did, in a step that may go on while the person works.
 
         The step takes its place with its first correction. What was undone can be done again as long as this
         changed nothing beneath it.
+
+        Returns
+        -------
+        Step
+            The one to go on with: a new one where steps taken since had changed the same voxels, which must be taken
+            back after this and not before.
         """
         if correction.is_empty:
-            return
+            return step
         if any(_touches(correction, undone) for later in self._undone for undone in later.corrections):
             self._undone.clear()
+        since = self._done[self._done.index(step) + 1 :] if step in self._done else []
+        if any(_overlap(correction, later) for other in since for later in other.corrections):
+            step = Step(step.kind)
         if not step.corrections:
             self._done.append(step)
         step.corrections.append(correction)
+        return step
 
     @property
     def next_undo(self) -> Step | None:
@@ -73,8 +83,11 @@ class History:
 
 def _touches(new: Correction, undone: Correction) -> bool:
     """Return whether a proposal changed voxels of an undone step, or may have changed a slice that it accepts."""
-    if undone.accepted is not None:
-        return True
-    if new.labels is None or undone.labels is None:
+    return undone.accepted is not None or _overlap(new, undone)
+
+
+def _overlap(one: Correction, other: Correction) -> bool:
+    """Return whether both changed the label of the same voxel."""
+    if one.labels is None or other.labels is None:
         return False
-    return len(np.intersect1d(new.labels.indices, undone.labels.indices)) > 0
+    return len(np.intersect1d(one.labels.indices, other.labels.indices)) > 0

@@ -131,7 +131,7 @@ class ProposalRun:
         if self._over or proposal.scan != self.state.scan.fingerprint:
             return
         correction = proposal_correction(self.state, replace(proposal, checkpoint=self._checkpoint.id))
-        self.state.history.extend(self.step, correction)
+        self.step = self.state.history.extend(self.step, correction)
         self._take(self.state, correction, self._checkpoint.id)
 
     def _finished(self, slab: Slab, _: object) -> None:

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from napari_unet.compute.engine import Engine
-from napari_unet.domain.annotation import Annotation, Correction, SparseChange
+from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import MaskError, NapariUnetError, ScanError, SessionError
+from napari_unet.domain.errors import NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
-from napari_unet.domain.scan import TOO_LARGE, Scan
+from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
-from napari_unet.io.registry import source_stem
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.autosave import Autosave
 from napari_unet.session.exporting import export_mask
@@ -32,7 +31,7 @@ from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
 from napari_unet.session.proposing import ProposalRun
-from napari_unet.session.state import ScanState, lock_scan
+from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
 from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
 from napari_unet.storage.project_folder import ProjectFolder
@@ -87,6 +86,8 @@ class Session:
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
+        # The model of which it has been said that its proposals do not help.
+        self._doubted: str | None = None
         self.planning = Planning(self, self._worker)
         self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
 
@@ -135,31 +136,14 @@ class Session:
         MaskError
             ``labels`` has another shape, or values that no label can have.
         """
-        if scan.is_lazy:
-            raise ScanError(TOO_LARGE)
-        if scan.n_channels > 1 and not scan.is_rgb:
-            raise ScanError(
-                f"This scan has {scan.n_channels} channels that are not colours: save one of them as a scan of its own."
-            )
-        if labels is not None:
-            _check_labels(labels, scan)
+        require_openable(scan, labels)
         known = next((s for s in self.scans if s.scan.fingerprint == scan.fingerprint), None)
         if known is not None:
             self._tell(f"This scan is open already, as {known.name}.")
             self.activate(known)
             return known
         self._opened += 1
-        largest = max(*self.schema.ids, 0 if labels is None else int(labels.max(initial=0)))
-        annotation = Annotation.empty(scan.spatial_shape, scan.slice_axis, np.uint8 if largest < 256 else np.uint16)
-        if labels is not None:
-            annotation.labels[...] = labels
-        state = ScanState(
-            f"scan {self._opened}",
-            scan,
-            annotation,
-            np.zeros(scan.n_slices, bool),
-            stem=source_stem(scan.source) if scan.source is not None else f"scan-{self._opened}",
-        )
+        state = open_scan(scan, labels, self.schema, self._opened)
         remembered = self._autosave.restore(state)
         if remembered is not None:
             self._tell(remembered)
@@ -311,12 +295,19 @@ class Session:
         Raises
         ------
         SessionError
-            No scan, or no model that has learnt anything.
+            No scan; no model that has learnt anything; or one whose proposals took more work than painting from
+            nothing: that is said once for each model, and the next call proposes.
         """
         state = self._require_active()
         if self.model is None or self.model.card.steps == 0:
             raise SessionError(
                 "There is no model yet: paint on a slice or two, accept them, and press Fine-tune. Then it can propose."
+            )
+        if self.model.card.is_worse_than_nothing and self._doubted != self.model.id:
+            self._doubted = self.model.id
+            raise SessionError(
+                "On the last new scans, correcting what this model proposed took more work than painting from nothing: "
+                "paint and accept some slices here and fine-tune, or press Propose again to see it all the same."
             )
         if self.proposal is not None and not self.proposal.is_over:
             self.cancel_proposal()
@@ -489,12 +480,3 @@ class Session:
 
     def _tell(self, message: str) -> None:
         self.notified.emit(Notice(message))
-
-
-def _check_labels(labels: NDArray, scan: Scan) -> None:
-    if labels.shape != scan.spatial_shape:
-        raise MaskError(
-            f"The mask has shape {labels.shape} and the scan {scan.spatial_shape}: they do not belong together."
-        )
-    if labels.dtype.kind not in "biu" or labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
-        raise MaskError("A mask holds whole numbers from 0 to 65535: convert this one first.")

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.annotation import Annotation
-from napari_unet.domain.scan import Scan
+from napari_unet.domain.errors import MaskError, ScanError
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.scan import TOO_LARGE, Scan
+from napari_unet.io.registry import source_stem
 from napari_unet.session.history import History
 
 #: One slice, and later one scan, in so many judges.
@@ -79,6 +82,47 @@ class ScanState:
         """Remember that a model is about to learn from what is reviewed now."""
         self.taught[self.annotation.reviewed_slices()] = True
         self.taught &= ~self.locked
+
+
+def require_openable(scan: Scan, labels: NDArray | None) -> None:
+    """Refuse a scan, or labels for it, that cannot be worked on.
+
+    Raises
+    ------
+    ScanError
+        Channels that are neither colour nor single, or a scan larger than the memory.
+    MaskError
+        ``labels`` has another shape, or values that no label can have.
+    """
+    if scan.is_lazy:
+        raise ScanError(TOO_LARGE)
+    if scan.n_channels > 1 and not scan.is_rgb:
+        raise ScanError(
+            f"This scan has {scan.n_channels} channels that are not colours: save one of them as a scan of its own."
+        )
+    if labels is None:
+        return
+    if labels.shape != scan.spatial_shape:
+        raise MaskError(
+            f"The mask has shape {labels.shape} and the scan {scan.spatial_shape}: they do not belong together."
+        )
+    if labels.dtype.kind not in "biu" or labels.min(initial=0) < 0 or labels.max(initial=0) > 65535:
+        raise MaskError("A mask holds whole numbers from 0 to 65535: convert this one first.")
+
+
+def open_scan(scan: Scan, labels: NDArray | None, schema: LabelSchema, number: int) -> ScanState:
+    """Return the state of a scan that was just opened, as the session's so-many-th, with labels to start from."""
+    largest = max(*schema.ids, 0 if labels is None else int(labels.max(initial=0)))
+    annotation = Annotation.empty(scan.spatial_shape, scan.slice_axis, np.uint8 if largest < 256 else np.uint16)
+    if labels is not None:
+        annotation.labels[...] = labels
+    return ScanState(
+        f"scan {number}",
+        scan,
+        annotation,
+        np.zeros(scan.n_slices, bool),
+        stem=source_stem(scan.source) if scan.source is not None else f"scan-{number}",
+    )
 
 
 def lock_scan(state: ScanState, states: Sequence[ScanState], seen: Collection[str] = ()) -> bool:

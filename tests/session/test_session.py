@@ -297,6 +297,18 @@ class TestProposing:
         with pytest.raises(ModelError, match="3 channels"):
             computing.propose()
 
+    @pytest.mark.parametrize(("left", "shown"), [((1.0,), True), ((1.0, 0.9), True), ((0.4, 1.0, 1.0), False)])
+    def test_what_was_worse_than_nothing_is_shown_only_if_asked_for_twice(self, computing, trained, left, shown):
+        state, _ = open_lesson(computing)
+        card = trained.card.model_copy(update={"left_to_paint": left})
+        computing.use_model(Checkpoint(trained.weights, card, trained.pixels))
+        if not shown:
+            with pytest.raises(SessionError, match="more work than painting from nothing"):
+                computing.propose()
+            assert not state.annotation.labels.any()
+        propose(computing)
+        assert state.annotation.labels.any()
+
     def test_a_model_that_has_learnt_nothing_does_not_propose(self, computing, trained):
         computing.use_model(trained.__class__(trained.weights, trained.card.model_copy(update={"steps": 0})))
         open_lesson(computing)
