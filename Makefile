@@ -86,6 +86,7 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python benchmarks/effort.py $(BENCH_ARGS) --json $(RESULTS)/effort.json
 	$(BIN)/python benchmarks/streams.py $(BENCH_ARGS) --json $(RESULTS)/streams.json
 	$(BIN)/python benchmarks/curves.py $(BENCH_ARGS) --json $(RESULTS)/curves.json
+	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info
