@@ -162,15 +162,12 @@ def _starter(cell: Cell, scans: Scans, split: Split, starters: Path) -> Checkpoi
 
 def begun(body: Checkpoint, group: Sequence[LabelledScan], schema: LabelSchema) -> Checkpoint:
     """Return what a project starts from that has a body from elsewhere and these first scans."""
-    from napari_unet.networks.adapting import shape_of, started
-    from napari_unet.training.plan import plan
+    from napari_unet.networks.adapting import started
+    from napari_unet.training.fingerprint import fingerprint
+    from napari_unet.training.plan import plan_upon
 
-    images, labels = [item.scan for item in group], [item.labels for item in group]
-    kept, levels = shape_of(body.card.settings), body.card.settings.network.strides
-    settings = plan(images, len(schema.classes), labels=labels, overrides=kept)
-    if len(settings.network.strides) > len(levels):
-        settings = plan(images, len(schema.classes), labels=labels, overrides={**kept, "network.strides": levels})
-    return started(body, settings, schema)
+    found = fingerprint([item.scan for item in group], [item.labels for item in group])
+    return started(body, plan_upon(body.card.settings, found, len(schema.classes)), schema)
 
 
 def starter_file(set_name: str, starters: Path | None) -> Path | None:

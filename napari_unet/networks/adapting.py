@@ -30,6 +30,15 @@ def shape_of(body: ModelSettings) -> dict[str, Any]:
     return {f"network.{key}": getattr(body.network, key) for key in _SHAPE}
 
 
+def fits(own: ModelSettings, wanted: ModelSettings) -> bool:
+    """Return whether the weights of a body with settings ``own`` can be cut to the network that is wanted."""
+    try:
+        _refuse_other_shapes(own, wanted)
+    except ModelError:
+        return False
+    return True
+
+
 def adapt_weights(
     weights: dict[str, NDArray], own: ModelSettings, wanted: ModelSettings, seed: int
 ) -> dict[str, NDArray]:

@@ -26,6 +26,7 @@ from napari_unet.qt.panels.parts import line
 from napari_unet.qt.panels.propose import ProposePanel
 from napari_unet.qt.panels.scan import ScanPanel
 from napari_unet.session.log import log_to_file
+from napari_unet.session.models import find_model
 from napari_unet.session.session import Session
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ class AnnotateWidget(QWidget):
     def _warm_up(self) -> None:
         if not self._closed:
             self.session.start()
+            if self.session.model is None:
+                self._guard(lambda: self.session.begin_anew(find_model(None)))()
 
     def _wake(self) -> None:
         bridge = getattr(self, "_bridge", None)

@@ -21,7 +21,6 @@ from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, 
 from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import mask_suffix, write_mask
-from napari_unet.networks.adapting import shape_of
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 
 if TYPE_CHECKING:
@@ -236,7 +235,7 @@ def settings_for(
         Unknown preset or setting.
     """
     from napari_unet.training.fingerprint import fingerprint
-    from napari_unet.training.plan import plan_for
+    from napari_unet.training.plan import plan_for, plan_upon
     from napari_unet.training.presets import preset_named
 
     n_classes = len(folder.schema.classes)
@@ -250,9 +249,10 @@ def settings_for(
     found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
     if has_learnt(base):
         return base.card.settings.with_values(values), found
+    wishes: dict[str, Any] = {"memory_bytes": memory_bytes, "overrides": values, "device": device}
     if base is not None:
-        values = {**shape_of(base.card.settings), **values}
-    return plan_for(found, n_classes, preset, memory_bytes=memory_bytes, overrides=values, device=device), found
+        return plan_upon(base.card.settings, found, n_classes, preset, **wishes), found
+    return plan_for(found, n_classes, preset, **wishes), found
 
 
 def evaluate_folders(

@@ -22,6 +22,7 @@ from napari_unet.evaluation.report import DemoResult, DemoScan, write_demo_repor
 from napari_unet.evaluation.simulated_annotator import BrushAnnotator
 from napari_unet.io.samples import ct_phantom
 from napari_unet.io.writers import write_mask
+from napari_unet.session.models import find_model
 from napari_unet.session.session import Session
 from napari_unet.session.state import ScanState
 
@@ -58,6 +59,7 @@ def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0,
     started = time.monotonic()
     _, _, schema = ct_phantom(_FIRST, "thick")
     session = Session(Engine(), out / "project", schema)
+    session.begin_anew(find_model(None))
     errors: list[str] = []
     session.notified.connect(lambda notice: errors.append(notice.message))
     session.start()

@@ -15,6 +15,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.growing import can_grow
 from napari_unet.patches.prepare import n_input_channels
+from napari_unet.session.models import has_learnt
 from napari_unet.session.state import ScanState, lock_judges
 from napari_unet.session.verdict import Verdict
 from napari_unet.session.worker import Worker, wait_until
@@ -35,7 +36,8 @@ class FineTuneRun:
     settings : ModelSettings
         Recipe and budget.
     base : Checkpoint or None
-        Model in use. Where the schema has more classes than it knows, training lets it grow.
+        Model in use, or the body that a new one begins with. Where the schema has more classes than a model in use
+        knows, training lets it grow.
     name : str
         Of the checkpoint to come.
     moved : callable
@@ -60,8 +62,8 @@ class FineTuneRun:
         moved: Moved,
         others: Sequence[Scan] = (),
     ) -> None:
-        if base is not None and not can_grow(base.card.label_schema, schema):
-            raise SessionError("The model in use knows other classes: choose 'no model' to start a new one.")
+        if has_learnt(base) and not can_grow(base.card.label_schema, schema):
+            raise SessionError("The model in use knows other classes: choose a new one in the Model list.")
         lock_judges(states, base.card.seen if base is not None else ())
         if not any(state.teaches() for state in states):
             raise SessionError(
@@ -126,7 +128,7 @@ class FineTuneRun:
     def _done(self, outcome: FineTuned) -> None:
         if not self._over:
             self._over = True
-            old = None if self._base is None else self._base.card.name
+            old = self._base.card.name if has_learnt(self._base) else None
             self._moved(Verdict(outcome.checkpoint, outcome.verdicts, self._names, old), None)
 
     def _fail(self, error: NapariUnetError) -> None:

@@ -51,6 +51,11 @@ def find_model(name: str | None) -> Checkpoint | None:
     return read_checkpoint(path)
 
 
+def shipped_models() -> list[str]:
+    """Return the names of the models that this version brings, ``starter`` first."""
+    return [name for name in SHIPPED if _shipped(name).exists()]
+
+
 def has_learnt(checkpoint: Checkpoint | None) -> TypeGuard[Checkpoint]:
     """Return whether a checkpoint knows a task; ``starter`` is a body that has learnt none."""
     return checkpoint is not None and checkpoint.card.steps > 0

@@ -15,13 +15,15 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import NapariUnetError, SessionError, SettingsError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
+from napari_unet.networks.adapting import fits
 from napari_unet.networks.growing import grown_settings
 from napari_unet.session.setting_fields import value_of
 from napari_unet.session.state import ScanState
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
-from napari_unet.training.plan import plan_for
+from napari_unet.training.plan import plan_for, plan_upon
 from napari_unet.training.presets import preset_named
 from napari_unet.training.words import in_words
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from napari_unet.session.worker import Worker
 
 _BUDGET = "training.budget_seconds"
+#: The recipe of the bodies that are offered; the others have networks of their own.
+_BEGUN_WITH = "default"
 _FOLLOWING = {
     "network.in_channels": "follows from the scans, their colour and the neighbouring slices that are shown",
     "network.out_channels": "follows from the classes",
@@ -130,15 +134,28 @@ class Planning:
         settings = self.settings()
         if not self._session.scans:
             return ["Open a scan to see what would be learnt from it."]
-        by_hand = [f"{key} = {value}" for key, value in self._changeable().items()]
-        return [*in_words(settings, self._measured()), *([f"Set by hand: {'; '.join(by_hand)}."] if by_hand else [])]
+        body = self.body()
+        begun = [] if body is None else [f"The network begins with the weights called {body.card.name}."]
+        changed = "; ".join(f"{key} = {value}" for key, value in self._changeable().items())
+        by_hand = [f"Set by hand: {changed}."] if changed else []
+        return [*in_words(settings, self._measured()), *begun, *by_hand]
+
+    def body(self) -> Checkpoint | None:
+        """Return the weights that a new model begins from; None for random ones, or where a model goes on.
+
+        A recipe of one's own, or scans that ask for another network, begin at random. Raises as :meth:`settings` does.
+        """
+        body = self._session.body
+        if body is None or self._session.model is not None or self.preset != _BEGUN_WITH:
+            return None
+        return body if fits(body.card.settings, self.settings()) else None
 
     def reason_fixed(self, key: str) -> str | None:
         """Return why a setting cannot be changed now, to follow its name; None where it can."""
         if key in _FOLLOWING:
             return _FOLLOWING[key]
         if self._session.model is not None and key.startswith(_MADE_WITH_THE_MODEL):
-            return "was set when the model was made; choose no model to start anew"
+            return "was set when the model was made; choose a new model to change it"
         return None
 
     def prepare(self) -> bool:
@@ -233,18 +250,22 @@ class Planning:
         return settings.with_values(values | dict(overrides))
 
     def _plan(self, overrides: Mapping[str, Any]) -> ModelSettings:
-        compute = self._worker.compute
+        compute, found = self._worker.compute, self._measured()
         device = "cpu" if compute is None else compute.device
-        return plan_for(
-            self._measured(),
-            len(self._session.schema.classes),
-            self.preset,
+        scans = (found, len(self._session.schema.classes), self.preset)
+        wishes: dict[str, Any] = {
             # A CUDA GPU has memory of its own, and only torch knows how much.
-            memory_bytes=None if device == "cuda" else self._free_memory,
-            budget_seconds=self.budget_seconds,
-            overrides=overrides,
-            device=device,
-        )
+            "memory_bytes": None if device == "cuda" else self._free_memory,
+            "budget_seconds": self.budget_seconds,
+            "overrides": overrides,
+            "device": device,
+        }
+        if self._session.body is not None and self.preset == _BEGUN_WITH:
+            own = self._session.body.card.settings
+            settings = plan_upon(own, *scans, **wishes)
+            if fits(own, settings):
+                return settings
+        return plan_for(*scans, **wishes)
 
     def _measured(self) -> Fingerprint:
         if self._found is None:

@@ -81,6 +81,8 @@ class Session:
         self.scans: list[ScanState] = []
         self.active: ScanState | None = None
         self.model: Checkpoint | None = None
+        #: What a new model begins with; None: random weights.
+        self.body: Checkpoint | None = None
         self.proposal: ProposalRun | None = None
         self.training: FineTuneRun | None = None
         self.verdict: Verdict | None = None
@@ -200,7 +202,7 @@ class Session:
         """
         if self.model is not None and not can_grow(self.model.card.label_schema, schema):
             raise SessionError(
-                "The model in use knows other classes: choose 'no model' first to start a new one with these classes."
+                "The model in use knows other classes: choose a new one in the Model list to start with these classes."
             )
         self.schema = schema
         self.schema_changed.emit()
@@ -385,7 +387,8 @@ class Session:
         name = self.project.next_model_name()
         # A scan that holds judges is looked at by nobody who learns.
         others = [state.scan for state in self.scans if state not in taught and not state.locked.any()]
-        run = FineTuneRun(self._worker, taught, self.schema, settings, self.model, name, self._training_moved, others)
+        base = self.model or self.planning.body()
+        run = FineTuneRun(self._worker, taught, self.schema, settings, base, name, self._training_moved, others)
         self.training, self.verdict = run, None
         for state in taught:
             self._autosave.mark(state)
@@ -434,6 +437,12 @@ class Session:
                 self.schema = known
                 self.schema_changed.emit()
         self.model_changed.emit()
+
+    def begin_anew(self, body: Checkpoint | None) -> None:
+        """Have no model in use, and let the next fine-tune begin with a body's weights (None: random ones)."""
+        self.body = body
+        self.use_model(None)
+        self.settings_changed.emit()
 
     def kept_models(self) -> list[str]:
         """Return the names of the checkpoints in the project, oldest first."""

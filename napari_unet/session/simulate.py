@@ -26,15 +26,15 @@ from napari_unet.evaluation.simulated_annotator import Annotator, Corrected, Ora
 from napari_unet.inference.predict import PixelShare, predict
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
-from napari_unet.networks.adapting import shape_of
 from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
 from napari_unet.patches.spacing import zoom_of
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 from napari_unet.training.examples import prepare_lesson, to_label_values
 from napari_unet.training.fine_tune import train_examples
+from napari_unet.training.fingerprint import fingerprint
 from napari_unet.training.lesson import Lesson
-from napari_unet.training.plan import plan
+from napari_unet.training.plan import plan_for, plan_upon
 
 Group = list[LabelledScan]
 
@@ -236,8 +236,10 @@ class Simulator:
 
     def _plan(self, group: Group, corrected: list[Corrected]) -> ModelSettings:
         scans, labels = [item.scan for item in group], [left.labels for left in corrected]
-        keep = None if self._base is None else shape_of(self._base.card.settings)
-        return self._adjust(plan(scans, len(self._schema.classes), labels=labels, overrides=keep))
+        found, n_classes = fingerprint(scans, labels), len(self._schema.classes)
+        if self._base is None:
+            return self._adjust(plan_for(found, n_classes))
+        return self._adjust(plan_upon(self._base.card.settings, found, n_classes))
 
     def _test(self, model: Checkpoint | None, name: str) -> float | None:
         group = self._load(name)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from napari_unet.domain.errors import SettingsError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.adapting import shape_of
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
 from napari_unet.training.memory import step_memory
 from napari_unet.training.presets import PRESETS, Preset, Reach, preset_named
@@ -31,6 +32,7 @@ __all__ = [
     "SECONDS_FOR_3D_ON_A_CPU",
     "plan",
     "plan_for",
+    "plan_upon",
     "suited_dimensions",
 ]
 
@@ -162,6 +164,35 @@ def plan_for(
         if step_memory(settings).total <= _SHARE_OF_MEMORY * memory_bytes:
             break
     return settings
+
+
+def plan_upon(
+    body: ModelSettings,
+    found: Fingerprint,
+    n_classes: int,
+    preset: str = "default",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    **others: Any,
+) -> ModelSettings:
+    """Plan as :func:`plan_for` does, for a network that weights from elsewhere can begin.
+
+    Parameters
+    ----------
+    body : ModelSettings
+        Of the network whose weights they are. The plan keeps its shape, and is no deeper, except where ``overrides``
+        say otherwise or where pixels that are not square ask for other strides:
+        :func:`~napari_unet.networks.adapting.fits` tells whether the weights can be used.
+    found, n_classes, preset, overrides, others
+        As for :func:`plan_for`.
+    """
+    wished = dict(overrides or {})
+    kept = {**shape_of(body), **wished}
+    settings = plan_for(found, n_classes, preset, overrides=kept, **others)
+    levels = body.network.strides
+    if "network.strides" in wished or len(settings.network.strides) <= len(levels):
+        return settings
+    return plan_for(found, n_classes, preset, overrides={**kept, "network.strides": levels}, **others)
 
 
 def suited_dimensions(found: Fingerprint) -> int:

@@ -111,7 +111,7 @@ def test_what_is_changed_by_hand_is_bold_and_trained_with(desk: Desk) -> None:
     assert not form.rows[CHANNELS].editor.isEnabled()
     assert form.rows[CHANNELS].editor.value() == 8
     go_to(desk, form, CHANNELS)
-    assert "choose no model to start anew" in form._notes["network"].text()
+    assert "choose a new model to change it" in form._notes["network"].text()
     assert form.rows[NOISE].editor.isEnabled()
     click(desk, form.back)
     desk.settle()

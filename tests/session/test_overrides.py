@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from napari_unet.compute.engine import Engine
+from napari_unet.domain.checkpoint import Checkpoint, ModelCard
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import SessionError, SettingsError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.factory import build, weights_of
 from napari_unet.session.setting_fields import setting_fields, value_of
 from napari_unet.training.presets import PRESETS
-from tests.training.lessons import lesson
+from tests.training.lessons import SCHEMA, lesson
 
 BATCH = "training.batch_size"
 
@@ -205,6 +208,63 @@ class TestWithAModel:
         assert session.planned_settings().network == trained.card.settings.network
         session.use_model(None)
         assert session.planned_settings().network.base_channels == 8
+
+
+class TestWithABody:
+    """Weights that a new model begins with."""
+
+    @pytest.fixture
+    def body(self):
+        settings = ModelSettings().with_values(
+            {"network.base_channels": 6, "network.strides": ((2, 2), (2, 2)), "network.in_channels": 3}
+            | {"preparation.context_slices": 1}
+        )
+        card = ModelCard(
+            name="starter", settings=settings, label_schema=LabelSchema.of("anything"), seen=("elsewhere",)
+        )
+        return Checkpoint(weights_of(build(settings.network, seed=9)), card)
+
+    def test_the_plan_is_for_it_and_says_so(self, session, body):
+        open_scan(session)
+        without = session.planned_settings()
+        session.begin_anew(body)
+        network = session.planned_settings().network
+        assert (network.base_channels, network.strides) == (6, ((2, 2), (2, 2)))
+        assert len(without.network.strides) > 2
+        assert session.planning.body() is body
+        assert "The network begins with the weights called starter." in session.plan_in_words()
+        session.begin_anew(None)
+        assert session.planned_settings() == without
+
+    @pytest.mark.parametrize("own", ["preset", "wish", "model"])
+    def test_who_asks_for_another_network_begins_at_random(self, session, body, trained, own):
+        open_scan(session)
+        session.begin_anew(body)
+        if own == "preset":
+            session.set_preset("classic")
+        elif own == "wish":
+            session.set_override("network.base_channels", 12)
+            assert session.planned_settings().network.base_channels == 12
+        else:
+            use(session, trained)
+        assert session.planning.body() is None
+        assert not any("begins with" in line for line in session.plan_in_words())
+
+    def test_the_first_fine_tune_goes_on_from_its_weights(self, computing, body):
+        open_scan(computing, (6, 32, 32), accepted=range(4))
+        computing.begin_anew(body)
+        computing.set_override("training.learning_rate", 1e-7)
+        computing.fine_tune(steps=1)
+        computing.wait(120)
+        assert computing.heard.notices == []
+        verdict = computing.verdict
+        assert all(case.before is None for case in verdict.cases)
+        made = verdict.checkpoint
+        assert (made.card.parent, made.card.steps) == (body.id, 1)
+        assert "elsewhere" in made.card.seen
+        assert made.card.label_schema == SCHEMA
+        name = "decoder.0.0.weight" if "decoder.0.0.weight" in body.weights else sorted(body.weights)[0]
+        np.testing.assert_allclose(made.weights[name], body.weights[name], atol=1e-5)
 
 
 def test_the_next_checkpoint_is_made_as_wished(computing):

@@ -8,10 +8,11 @@ from pathlib import Path
 from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy
 
 from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
-from napari_unet.session.models import find_task_model
+from napari_unet.session.models import SCRATCH, STARTER, find_model, find_task_model, shipped_models
 from napari_unet.session.session import Session
 
-_NONE, _FILE = "no model yet", "open a model file..."
+_FROM_STARTER, _FROM_SCRATCH = "new, from the starter", "new, from scratch"
+_FILE = "open a model file..."
 
 
 class ProposePanel(Panel):
@@ -24,7 +25,10 @@ class ProposePanel(Panel):
         self.model = QComboBox()
         self.model.setAccessibleName("Model")
         self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.model.setToolTip("The model that proposes and that Fine-tune goes on from. Earlier versions stay here.")
+        self.model.setToolTip(
+            "The model that proposes and that Fine-tune goes on from. Earlier versions stay here. A new one begins "
+            "with the first Fine-tune."
+        )
         self.model.activated.connect(lambda _: guard(self._choose)())
         self.button = button(
             "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose), "P"
@@ -50,11 +54,13 @@ class ProposePanel(Panel):
 
     def _list_models(self) -> None:
         self.model.clear()
-        kept = self._session.kept_models()
+        kept, shipped = self._session.kept_models(), shipped_models()
         model = self._session.model
-        self.model.addItems([_NONE, *reversed(kept)])
-        name = _NONE if model is None else model.card.name
-        if model is not None and name not in kept:
+        new = [_FROM_STARTER, _FROM_SCRATCH] if STARTER in shipped else [_FROM_SCRATCH]
+        self.model.addItems([*new, *reversed(kept), *(name for name in shipped if name != STARTER)])
+        begun = _FROM_SCRATCH if self._session.body is None else _FROM_STARTER
+        name = begun if model is None else model.card.name
+        if self.model.findText(name) < 0:
             self.model.addItem(name)
         self.model.addItem(_FILE)
         self.model.setCurrentText(name)
@@ -66,9 +72,11 @@ class ProposePanel(Panel):
                 path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", "Models (*.safetensors)")
                 if path:
                     self._session.use_model(find_task_model(str(Path(path))))
-            elif choice == _NONE:
-                self._session.use_model(None)
+            elif choice in (_FROM_STARTER, _FROM_SCRATCH):
+                self._session.begin_anew(find_model(STARTER if choice == _FROM_STARTER else SCRATCH))
             elif choice in self._session.kept_models():
                 self._session.use_kept_model(choice)
+            elif choice in shipped_models():
+                self._session.use_model(find_task_model(choice))
         finally:
             self._list_models()
