@@ -17,7 +17,6 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ExportError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
-from napari_unet.networks.adapting import fits
 from napari_unet.session.batch import load_training_folder, settings_for
 from napari_unet.session.models import SCRATCH, find_model, has_learnt
 from napari_unet.session.planning import refuse_fixed
@@ -68,12 +67,7 @@ def run_fine_tune(
         seed=seed,
     )
     values = _with_defaults(values, base, preset, unlabelled is not None)
-    wishes = (preset or "default", values, free_memory(compute), compute.device)
-    settings, found = settings_for(folder, base, *wishes)
-    if model is None and base is not None and not has_learnt(base) and not fits(base.card.settings, settings):
-        say(f"note: these scans ask for another network than that of {base.card.name!r}: starting from scratch.")
-        base = None
-        settings, found = settings_for(folder, base, *wishes)
+    settings, found = settings_for(folder, base, preset or "default", values, free_memory(compute), compute.device)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
     more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)

@@ -181,8 +181,7 @@ def plan_upon(
     ----------
     body : ModelSettings
         Of the network whose weights they are. The plan keeps its shape, and is no deeper, except where ``overrides``
-        say otherwise or where pixels that are not square ask for other strides:
-        :func:`~napari_unet.networks.adapting.fits` tells whether the weights can be used.
+        say otherwise: :func:`~napari_unet.networks.adapting.fits` tells whether the weights can be used.
     found, n_classes, preset, overrides, others
         As for :func:`plan_for`.
     """
@@ -190,7 +189,8 @@ def plan_upon(
     kept = {**shape_of(body), **wished}
     settings = plan_for(found, n_classes, preset, overrides=kept, **others)
     levels = body.network.strides
-    if "network.strides" in wished or len(settings.network.strides) <= len(levels):
+    other = "network.strides" in wished or settings.network.dimensions != body.network.dimensions
+    if other or len(settings.network.strides) <= len(levels):
         return settings
     return plan_for(found, n_classes, preset, overrides={**kept, "network.strides": levels}, **others)
 

@@ -16,12 +16,13 @@ from napari_unet.domain.errors import SettingsError, TrainingError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.adapting import fits, shape_of
 from napari_unet.networks.factory import build
 from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.fingerprint import fingerprint, known_labels
 from napari_unet.training.lesson import Lesson
 from napari_unet.training.memory import step_memory
-from napari_unet.training.plan import PRESETS, SECONDS_FOR_3D_ON_A_CPU, plan, plan_for, suited_dimensions
+from napari_unet.training.plan import PRESETS, SECONDS_FOR_3D_ON_A_CPU, plan, plan_for, plan_upon, suited_dimensions
 from napari_unet.training.words import in_words
 from tests.real_data import REAL_DATA, needs_real_data
 from tests.training.lessons import CPU, LabelSchema, run
@@ -498,3 +499,28 @@ def test_real_hippocampi_are_learnt_as_whole_volumes():
     assert planned.network.dimensions == 3
     assert planned.preparation.spacing is None
     assert all(24 <= size <= 64 for size in planned.training.patch_size)
+
+
+BODY = ModelSettings().with_values({"network.base_channels": 6, "network.strides": ((2, 2),) * 3})
+
+
+@given(drawn=scans(), n_classes=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_a_plan_upon_a_body_keeps_its_shape_and_is_no_deeper(drawn, n_classes):
+    planned = plan_upon(BODY, fingerprint(drawn), n_classes)
+    check_sizes(planned)
+    assert shape_of(planned) == shape_of(BODY)
+    assert planned.network.out_channels == n_classes + 1
+    assert len(planned.network.strides) <= 3
+    assert fits(BODY, planned)
+
+
+@pytest.mark.parametrize(
+    "wish", [{"network.base_channels": 12}, {"network.strides": ((2, 2),) * 4}, {"network.dimensions": 3}]
+)
+def test_a_wish_goes_before_the_body(wish):
+    found = fingerprint([scan_of((20, 64, 64))])
+    planned = plan_upon(BODY, found, 1, overrides=wish)
+    ((key, value),) = wish.items()
+    assert getattr(planned.network, key.removeprefix("network.")) == value
+    assert not fits(BODY, planned)
