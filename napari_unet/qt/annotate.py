@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +27,13 @@ from napari_unet.qt.panels.scan import ScanPanel
 from napari_unet.session.log import log_to_file
 from napari_unet.session.models import find_model
 from napari_unet.session.session import Session
+from napari_unet.storage.project_folder import default_project
 
 if TYPE_CHECKING:
     from napari import Viewer
 
 #: Names a folder for the project instead of the user's data folder.
-PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
 _WARM_UP_AFTER_MS = 150
-
-
-def default_project() -> Path:
-    """Return the folder where checkpoints and labels are kept unless a project is opened."""
-    from platformdirs import user_data_dir
-
-    return Path(os.environ.get(PROJECT_VARIABLE) or Path(user_data_dir("napari-unet")) / "project")
 
 
 class AnnotateWidget(QWidget):

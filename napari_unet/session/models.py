@@ -10,6 +10,7 @@ from napari_unet.domain.errors import ModelError
 from napari_unet.domain.scan import Scan
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.storage.checkpoint_file import read_checkpoint
+from napari_unet.storage.project_folder import ProjectFolder, default_project
 
 SCRATCH = "scratch"
 STARTER = "starter"
@@ -24,7 +25,8 @@ def find_model(name: str | None) -> Checkpoint | None:
     Parameters
     ----------
     name : str or None
-        ``scratch``, a shipped model's name, or the path of a file. None: ``starter`` where shipped, else ``scratch``.
+        ``scratch``, a shipped model's name, that of a checkpoint in the project (``v1``), or the path of a file. None:
+        ``starter`` where shipped, else ``scratch``.
 
     Raises
     ------
@@ -42,11 +44,13 @@ def find_model(name: str | None) -> Checkpoint | None:
                 f"The model {name!r} is not part of this version: train one with fine-tune and give its file."
             )
         return read_checkpoint(path)
-    path = Path(name)
+    project, path = ProjectFolder(default_project()), Path(name)
+    if name in project.model_names():
+        return project.read_model(name)
     if not path.exists():
         raise ModelError(
-            f"There is no model called {name!r} and no such file: give {SCRATCH!r}, one of {', '.join(SHIPPED)}, or a "
-            ".safetensors file."
+            f"There is no model called {name!r} and no such file: give {SCRATCH!r}, one of {', '.join(SHIPPED)}, a "
+            "checkpoint of your project (v1, v2, ...) or a .safetensors file."
         )
     return read_checkpoint(path)
 

@@ -21,12 +21,21 @@ from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
 
+#: Names another folder for the project.
+PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
 _VERSION_NAME = re.compile(r"v[0-9]+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 
 
 def _axis_code(slice_axis: int | None) -> int:
     return -1 if slice_axis is None else slice_axis
+
+
+def default_project() -> Path:
+    """Return the folder where checkpoints and labels are kept unless a project is opened."""
+    from platformdirs import user_data_dir
+
+    return Path(os.environ.get(PROJECT_VARIABLE) or Path(user_data_dir("napari-unet")) / "project")
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,9 @@ from qtpy.QtWidgets import QApplication, QWidget
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
-from napari_unet.qt.annotate import PROJECT_VARIABLE, AnnotateWidget
+from napari_unet.qt.annotate import AnnotateWidget
 from napari_unet.session.session import Session
+from napari_unet.storage.project_folder import PROJECT_VARIABLE
 
 _seeds = itertools.count()
 

@@ -22,6 +22,7 @@ from napari_unet.session.batch import (
 )
 from napari_unet.session.models import find_model, find_task_model
 from napari_unet.storage.checkpoint_file import write_checkpoint
+from napari_unet.storage.project_folder import PROJECT_VARIABLE, ProjectFolder
 from tests.training.lessons import CPU, lesson
 
 
@@ -177,6 +178,13 @@ class TestModelNames:
         assert find_model(None) is None
         write_checkpoint(trained, tmp_path / "starter.safetensors")
         assert find_model(None).id == find_model("starter").id == trained.id
+
+    def test_a_checkpoint_of_the_project(self, tmp_path, monkeypatch, trained):
+        monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path))
+        ProjectFolder(tmp_path).write_model(trained)
+        assert find_task_model("v1").id == trained.id
+        with pytest.raises(ModelError, match="no model called 'v2'"):
+            find_model("v2")
 
     @pytest.mark.parametrize("name", ["scratch", "starter"])
     def test_what_has_learnt_nothing_does_not_predict(self, name):
