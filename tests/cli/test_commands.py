@@ -220,7 +220,8 @@ class TestErrors:
             (("--exclude-regex", "."), "--exclude-regex"),
             (("--foreground", "7", "--foreground", "7"), "7"),
             (("--model", "nobody"), "nobody"),
-            (("--model", "lv-cine-mr"), "lv-cine-mr"),
+            (("--model", "v987654321"), "v987654321"),
+            (("--model", "starter", "--set", "network.base_channels=8"), "network.base_channels"),
         ],
     )
     def test_wishes_that_cannot_be_met(self, pictures, capsys, words, message):
