@@ -128,11 +128,12 @@ def _write_nnunet_task(folder: Path, case: Case, seed: int) -> str:
     classes = {"background": 0, **{f"class {value}": value for value in range(1, N_CLASSES + 1)}}
     dataset = {"channel_names": {"0": "MR"}, "labels": classes, "numTraining": 4, "file_ending": ".nii.gz"}
     (base / "dataset.json").write_text(json.dumps(dataset), encoding="utf-8")
-    (base / "nnUNetPlans.json").write_text(json.dumps(_nnunet_plans(case, configuration)), encoding="utf-8")
+    (base / "nnUNetPlans.json").write_text(json.dumps(nnunet_plans(case, configuration)), encoding="utf-8")
     return configuration
 
 
-def _nnunet_plans(case: Case, configuration: str) -> dict[str, Any]:
+def nnunet_plans(case: Case, configuration: str) -> dict[str, Any]:
+    """Return nnU-Net's plans file for a network of the case's depth and widths."""
     n, levels = len(case.patch), len(case.features)
     architecture = {
         "n_stages": levels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ExportError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
+from napari_unet.io.pairs import LabelledScan
+from napari_unet.networks.adapting import fits
 from napari_unet.session.batch import load_training_folder, settings_for
 from napari_unet.session.models import SCRATCH, find_model, has_learnt
-from napari_unet.session.planning import refuse_fixed
+from napari_unet.session.planning import begins_with, refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from napari_unet.training.fine_tune import fine_tune as fine_tune_job
@@ -52,8 +54,7 @@ def run_fine_tune(
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a file, such as {out / 'model.safetensors'}.")
     # A recipe of one's own asks for a network of its own.
-    own = preset not in (None, "default") or any(key.startswith("network.") for key in values)
-    base = find_model(SCRATCH if model is None and own else model)
+    base = find_model(SCRATCH if model is None and preset not in (None, "default") else model)
     judging = {key: value for key, value in values.items() if key == "training.validation_fraction"}
     before = base.card.settings if base is not None else ModelSettings()
     folder = load_training_folder(
@@ -67,14 +68,21 @@ def run_fine_tune(
         seed=seed,
     )
     values = _with_defaults(values, base, preset, unlabelled is not None)
-    settings, found = settings_for(folder, base, preset or "default", values, free_memory(compute), compute.device)
+    wishes = (preset or "default", values, free_memory(compute), compute.device)
+    settings, found = settings_for(folder, base, *wishes)
+    if model is None and base is not None and not fits(base.card.settings, settings):
+        say(f"note: what was set asks for another network than that of {base.card.name!r}: starting from scratch.")
+        base = None
+        settings, found = settings_for(folder, base, *wishes)
+    _say_seen(base, folder.judging)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
     more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)
     torch.set_num_threads(compute.threads)
     also = f", agreeing with itself on {len(more)} without labels" if more else ""
     say(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
-    for sentence in in_words(settings, found):
+    begun = [] if base is None or has_learnt(base) else [begins_with(base)]
+    for sentence in (*in_words(settings, found), *begun):
         say(f"plan: {sentence}")
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
     lessons += [Lesson(item.scan, item.labels, locked=np.ones(item.scan.n_slices, bool)) for item in folder.judging]
@@ -103,6 +111,13 @@ def _with_defaults(
         say(f"note: {_CONSISTENCY} is set to 1, so that scans without labels teach.")
         values = {_CONSISTENCY: 1.0} | values
     return values
+
+
+def _say_seen(base: Checkpoint | None, judging: Sequence[LabelledScan]) -> None:
+    known = set(base.card.seen) if base is not None else set()
+    n = sum(item.scan.fingerprint in known for item in judging)
+    if base is not None and n:
+        say(f"note: {base.card.name!r} has learnt from {n} of the scans that judge: the validation Dice flatters.")
 
 
 def _refuse_unwritable(out: Path) -> None:

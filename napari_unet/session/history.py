@@ -39,15 +39,15 @@ class History:
         Returns
         -------
         Step
-            The one to go on with: a new one where steps taken since had changed the same voxels, which must be taken
-            back after this and not before.
+            The one to go on with: a new one where steps taken since had changed the same voxels, or had opened accepted
+            slices again. This must be taken back before them.
         """
         if correction.is_empty:
             return step
         if any(_touches(correction, undone) for later in self._undone for undone in later.corrections):
             self._undone.clear()
         since = self._done[self._done.index(step) + 1 :] if step in self._done else []
-        if any(_overlap(correction, later) for other in since for later in other.corrections):
+        if any(_overlap(correction, later) or _reopens(later) for other in since for later in other.corrections):
             step = Step(step.kind)
         if not step.corrections:
             self._done.append(step)
@@ -84,6 +84,11 @@ class History:
 def _touches(new: Correction, undone: Correction) -> bool:
     """Return whether a proposal changed voxels of an undone step, or may have changed a slice that it accepts."""
     return undone.accepted is not None or _overlap(new, undone)
+
+
+def _reopens(correction: Correction) -> bool:
+    """Return whether it took back that slices are accepted, so that they could be changed since."""
+    return correction.accepted is not None and not bool(np.all(correction.accepted.after))
 
 
 def _overlap(one: Correction, other: Correction) -> bool:

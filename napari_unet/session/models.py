@@ -10,7 +10,7 @@ from napari_unet.domain.errors import ModelError
 from napari_unet.domain.scan import Scan
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.storage.checkpoint_file import read_checkpoint
-from napari_unet.storage.project_folder import ProjectFolder, default_project
+from napari_unet.storage.project_folder import ProjectFolder, default_project, is_version
 
 SCRATCH = "scratch"
 STARTER = "starter"
@@ -44,15 +44,30 @@ def find_model(name: str | None) -> Checkpoint | None:
                 f"The model {name!r} is not part of this version: train one with fine-tune and give its file."
             )
         return read_checkpoint(path)
-    project, path = ProjectFolder(default_project()), Path(name)
-    if name in project.model_names():
-        return project.read_model(name)
+    path = Path(name)
+    if is_version(name) and not path.exists():
+        return _of_project(name)
     if not path.exists():
         raise ModelError(
             f"There is no model called {name!r} and no such file: give {SCRATCH!r}, one of {', '.join(SHIPPED)}, a "
             "checkpoint of your project (v1, v2, ...) or a .safetensors file."
         )
     return read_checkpoint(path)
+
+
+def _of_project(name: str) -> Checkpoint:
+    project = ProjectFolder(default_project())
+    try:
+        known = project.model_names()
+    except OSError as error:
+        raise ModelError(f"The project at {project.path} cannot be read: give the model's file instead.") from error
+    if name not in known:
+        raise ModelError(f"There is no model called {name!r} in the project: give {_or(known)}a .safetensors file.")
+    return project.read_model(name)
+
+
+def _or(names: list[str]) -> str:
+    return f"one of {', '.join(names)}, or " if names else ""
 
 
 def shipped_models() -> list[str]:

@@ -65,6 +65,16 @@ def refuse_fixed(base: ModelSettings, values: Mapping[str, Any]) -> None:
                 raise SettingsError(f"{key} was set when the model was made: leave it out, or start from scratch.")
 
 
+def begins_with(body: Checkpoint) -> str:
+    """Return in a sentence that a new model begins with a body's weights."""
+    return f"The network begins with the weights called {body.card.name}."
+
+
+def begins_anew(body: Checkpoint) -> str:
+    """Return in a sentence that a new model does not begin with a body's weights."""
+    return f"The network begins with random weights: another one than that of {body.card.name} is asked for."
+
+
 class Planning:
     """The plan of a session, with what the person has set by hand on top.
 
@@ -134,8 +144,13 @@ class Planning:
         settings = self.settings()
         if not self._session.scans:
             return ["Open a scan to see what would be learnt from it."]
-        body = self.body()
-        begun = [] if body is None else [f"The network begins with the weights called {body.card.name}."]
+        model, body = self._session.model, self._session.body
+        begun = []
+        if model is None and body is not None:
+            begun = [begins_with(body) if self.body() is not None else begins_anew(body)]
+        if model is not None and not model.pixels:
+            # It has handed over to the network, or never had filters beside it.
+            settings = settings.with_values({"training.first_proposals": False})
         changed = "; ".join(f"{key} = {value}" for key, value in self._changeable().items())
         by_hand = [f"Set by hand: {changed}."] if changed else []
         return [*in_words(settings, self._measured()), *begun, *by_hand]

@@ -26,6 +26,10 @@ from napari_unet.session.models import require_channels
 from napari_unet.session.state import ScanState
 from napari_unet.session.worker import Worker, wait_until
 
+WORSE_THAN_NOTHING = (
+    "On the last two new scans, what this model's forerunners would have proposed was no less work to correct than to "
+    "paint: accept some slices here and fine-tune, or press Propose again to see it all the same."
+)
 _IN_FLIGHT = 2
 
 TakeSlab = Callable[[ScanState, Correction, str], None]

@@ -30,7 +30,7 @@ from napari_unet.session.exporting import export_mask
 from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
-from napari_unet.session.proposing import ProposalRun
+from napari_unet.session.proposing import WORSE_THAN_NOTHING, ProposalRun
 from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
 from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
@@ -88,8 +88,8 @@ class Session:
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
-        # The model of which it has been said that its proposals do not help.
-        self._doubted: str | None = None
+        self._doubted: set[str] = set()  # models of which it has been said that their proposals do not help
+        self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
         self.planning = Planning(self, self._worker)
         self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
 
@@ -282,7 +282,8 @@ class Session:
         if correction.labels is not None and len(correction.labels):
             self.labels_changed.emit(LabelsChanged(state, correction, origin))
         if correction.accepted is not None and len(correction.accepted):
-            if lock_scan(state, self.scans, () if self.model is None else self.model.card.seen):
+            base = self.model or self.body
+            if lock_scan(state, self.scans, () if base is None else base.card.seen):
                 self._autosave.mark(state)
                 self._tell(f"{state.name} is held out from now on: one scan in five judges models and teaches none.")
             self.acceptance_changed.emit(state)
@@ -297,20 +298,17 @@ class Session:
         Raises
         ------
         SessionError
-            No scan; no model that has learnt anything; or one whose proposals took more work than painting from
-            nothing: that is said once for each model, and the next call proposes.
+            No scan; no model that has learnt anything; or one whose forerunners spared no work on the last two new
+            scans: that is said once for each model, and the next call proposes.
         """
         state = self._require_active()
         if self.model is None or self.model.card.steps == 0:
             raise SessionError(
                 "There is no model yet: paint on a slice or two, accept them, and press Fine-tune. Then it can propose."
             )
-        if self.model.card.is_worse_than_nothing and self._doubted != self.model.id:
-            self._doubted = self.model.id
-            raise SessionError(
-                "On the last new scans, correcting what this model proposed took more work than painting from nothing: "
-                "paint and accept some slices here and fine-tune, or press Propose again to see it all the same."
-            )
+        if self.model.card.is_worse_than_nothing and self.model.id not in self._doubted:
+            self._doubted.add(self.model.id)
+            raise SessionError(WORSE_THAN_NOTHING)
         if self.proposal is not None and not self.proposal.is_over:
             self.cancel_proposal()
         self.proposal = ProposalRun(
@@ -434,15 +432,27 @@ class Session:
         if checkpoint is not None:
             known = checkpoint.card.label_schema
             if self.schema.classes[: len(known.classes)] != known.classes:
-                self.schema = known
-                self.schema_changed.emit()
+                self._own_schema = self._own_schema or self.schema
+                self._change_schema(known)
         self.model_changed.emit()
 
     def begin_anew(self, body: Checkpoint | None) -> None:
-        """Have no model in use, and let the next fine-tune begin with a body's weights (None: random ones)."""
+        """Have no model in use, and let the next fine-tune begin with a body's weights (None: random ones).
+
+        Classes that a model had put in the place of the person's own are changed back.
+        """
+        own, self._own_schema = self._own_schema, None
+        if own is not None and self.model is not None and self.schema == self.model.card.label_schema:
+            self._change_schema(own)
         self.body = body
         self.use_model(None)
         self.settings_changed.emit()
+
+    def _change_schema(self, schema: LabelSchema) -> None:
+        self.schema = schema
+        self.schema_changed.emit()
+        if any(state.annotation.labels.any() for state in self.scans):
+            self._tell(f"The classes are now {', '.join(each.name for each in schema.classes)}.")
 
     def kept_models(self) -> list[str]:
         """Return the names of the checkpoints in the project, oldest first."""

@@ -31,6 +31,11 @@ def _axis_code(slice_axis: int | None) -> int:
     return -1 if slice_axis is None else slice_axis
 
 
+def is_version(name: str) -> bool:
+    """Return whether a name is one that a project gives its checkpoints."""
+    return _VERSION_NAME.fullmatch(name) is not None
+
+
 def default_project() -> Path:
     """Return the folder where checkpoints and labels are kept unless a project is opened."""
     from platformdirs import user_data_dir

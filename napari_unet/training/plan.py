@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from napari_unet.domain.errors import SettingsError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
-from napari_unet.networks.adapting import shape_of
+from napari_unet.networks.adapting import fits, shape_of
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
 from napari_unet.training.memory import step_memory
 from napari_unet.training.presets import PRESETS, Preset, Reach, preset_named
@@ -180,19 +180,21 @@ def plan_upon(
     Parameters
     ----------
     body : ModelSettings
-        Of the network whose weights they are. The plan keeps its shape, and is no deeper, except where ``overrides``
-        say otherwise: :func:`~napari_unet.networks.adapting.fits` tells whether the weights can be used.
+        Of the network whose weights they are. The plan keeps its shape, is no deeper, and halves all axes at once,
+        whatever the shape of the pixels, except where ``overrides`` say otherwise:
+        :func:`~napari_unet.networks.adapting.fits` tells whether the weights can be used.
     found, n_classes, preset, overrides, others
         As for :func:`plan_for`.
     """
     wished = dict(overrides or {})
     kept = {**shape_of(body), **wished}
     settings = plan_for(found, n_classes, preset, overrides=kept, **others)
-    levels = body.network.strides
-    other = "network.strides" in wished or settings.network.dimensions != body.network.dimensions
-    if other or len(settings.network.strides) <= len(levels):
+    patch = settings.training.patch_size
+    if patch is None or fits(body, settings) or settings.network.dimensions != body.network.dimensions:
         return settings
-    return plan_for(found, n_classes, preset, overrides={**kept, "network.strides": levels}, **others)
+    levels = max(1, int(math.log2(max(min(patch) / _SMALLEST_FEATURE_EDGE, 1))))
+    shape = {"network.strides": body.network.strides[:levels], "network.kernels": None}
+    return plan_for(found, n_classes, preset, overrides={**kept, **shape, **wished}, **others)
 
 
 def suited_dimensions(found: Fingerprint) -> int:

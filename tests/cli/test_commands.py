@@ -220,7 +220,7 @@ class TestErrors:
             (("--exclude-regex", "."), "--exclude-regex"),
             (("--foreground", "7", "--foreground", "7"), "7"),
             (("--model", "nobody"), "nobody"),
-            (("--model", "v987654321"), "v987654321"),
+            (("--model", "v987654321"), "in the project"),
             (("--model", "starter", "--set", "network.base_channels=8"), "network.base_channels"),
         ],
     )

@@ -183,8 +183,9 @@ class TestModelNames:
         monkeypatch.setenv(PROJECT_VARIABLE, str(tmp_path))
         ProjectFolder(tmp_path).write_model(trained)
         assert find_task_model("v1").id == trained.id
-        with pytest.raises(ModelError, match="no model called 'v2'"):
+        with pytest.raises(ModelError, match="no model called 'v2' in the project: give one of v1, or"):
             find_model("v2")
+        assert find_model(str(tmp_path / "models" / "v1.safetensors")).id == trained.id
 
     @pytest.mark.parametrize("name", ["scratch", "starter"])
     def test_what_has_learnt_nothing_does_not_predict(self, name):

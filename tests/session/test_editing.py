@@ -168,6 +168,28 @@ def slab(state, first, n, seed, density=0.5):
     return Proposal(first, labels.astype(np.uint8), None, "c", state.scan.fingerprint)
 
 
+def test_what_was_accepted_comes_back_with_its_acceptance_while_a_proposal_goes_on(session):
+    state = session.add_scan(scan_of())
+    step = Step("proposal")
+    for first, seed in ((2, 1), (0, 2)):
+        if first == 0:
+            session.accept_slices(state, [2])
+            step, truth = Step("proposal"), state.annotation.labels[2].copy()
+        correction = proposal_correction(state, slab(state, first, 1, seed))
+        step = state.history.extend(step, correction)
+        session._take_slab(state, correction, "c")
+    session.accept_slices(state, [2], accepted=False)
+    correction = proposal_correction(state, slab(state, 2, 1, 3))
+    again = state.history.extend(step, correction)
+    assert again is not step
+    session._take_slab(state, correction, "c")
+    assert (state.annotation.labels[2] != truth).any()
+    session.undo(state)
+    session.undo(state)
+    assert state.annotation.accepted[2]
+    np.testing.assert_array_equal(state.annotation.labels[2], truth)
+
+
 class TestSlabs:
     @each_grid
     def test_what_the_person_said_is_never_overwritten(self, shape, slice_axis):

@@ -248,7 +248,8 @@ class TestWithABody:
         else:
             use(session, trained)
         assert session.planning.body() is None
-        assert not any("begins with" in line for line in session.plan_in_words())
+        said = [line for line in session.plan_in_words() if "begins with" in line]
+        assert [line.startswith("The network begins with random weights") for line in said] == [True] * (own != "model")
 
     def test_the_first_fine_tune_goes_on_from_its_weights(self, computing, body):
         open_scan(computing, (6, 32, 32), accepted=range(4))

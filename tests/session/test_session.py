@@ -268,6 +268,17 @@ class TestProposing:
         assert min(range(len(order)), key=lambda i: order[i][0]) <= 2  # two were with the engine already
         assert state.annotation.labels.any((1, 2)).all()
 
+    def test_a_model_that_was_only_tried_leaves_the_classes_as_they_were(self, open_session, trained):
+        session = open_session(schema=LabelSchema.of("liver", "kidney"))
+        open_lesson(session)
+        session.begin_anew(None)
+        session.use_model(trained)
+        assert session.schema == trained.card.label_schema
+        assert "The classes are now" in session.heard.notices[-1]
+        session.begin_anew(None)
+        assert [each.name for each in session.schema.classes] == ["liver", "kidney"]
+        assert session.heard.notices[-1] == "The classes are now liver, kidney."
+
     def test_large_ids_are_not_wrapped(self, open_session, engine, trained):
         schema = LabelSchema(classes=(LabelClass(id=300, name="square", colour=(1, 0, 0)),))
         session = open_session(schema=schema, engine=Borrowed(engine))
@@ -303,7 +314,7 @@ class TestProposing:
         card = trained.card.model_copy(update={"left_to_paint": left})
         computing.use_model(Checkpoint(trained.weights, card, trained.pixels))
         if not shown:
-            with pytest.raises(SessionError, match="more work than painting from nothing"):
+            with pytest.raises(SessionError, match="no less work to correct"):
                 computing.propose()
             assert not state.annotation.labels.any()
         propose(computing)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from napari_unet.domain.annotation import Annotation
@@ -504,10 +504,14 @@ def test_real_hippocampi_are_learnt_as_whole_volumes():
 BODY = ModelSettings().with_values({"network.base_channels": 6, "network.strides": ((2, 2),) * 3})
 
 
-@given(drawn=scans(), n_classes=st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
-def test_a_plan_upon_a_body_keeps_its_shape_and_is_no_deeper(drawn, n_classes):
-    planned = plan_upon(BODY, fingerprint(drawn), n_classes)
+@given(drawn=scans(), n_classes=st.integers(1, 3), labelled=st.booleans())
+@settings(max_examples=40, deadline=None)
+@example(drawn=[scan_of((200, 512))], n_classes=1, labelled=True)
+@example(drawn=[scan_of((20, 400, 60), spacing=(1.0, 1.0, 0.4))], n_classes=1, labelled=True)
+def test_a_plan_upon_a_body_keeps_its_shape_and_is_no_deeper(drawn, n_classes, labelled):
+    # As wide as can be, so that pixels are seen coarser and elongated planes ask for strides of their own.
+    wide = [np.full(scan.spatial_shape, int(labelled), np.uint8) for scan in drawn]
+    planned = plan_upon(BODY, fingerprint(drawn, wide if labelled else None), n_classes)
     check_sizes(planned)
     assert shape_of(planned) == shape_of(BODY)
     assert planned.network.out_channels == n_classes + 1
