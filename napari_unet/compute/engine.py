@@ -296,14 +296,14 @@ class Engine:
     def _set_state(self, state: EngineState) -> None:
         if self._state != "closed":
             self._state = state
-            self._notify()
+            self.notify()
 
     def _tell(self, job: Job, verdict: Verdict, value: Any) -> None:
         self._queue.append((job, verdict, value))
-        self._notify()
+        self.notify()
 
-    def _notify(self) -> None:
-        """Announce a batch: only the first thing to arrive after a poll does."""
+    def notify(self) -> None:
+        """Ask for a poll, from any thread: only the first thing to arrive after a poll does."""
         with self._lock:
             first = not self._arrived.is_set()
             self._arrived.set()

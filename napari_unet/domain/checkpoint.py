@@ -20,7 +20,8 @@ PIXELS = "pixels."
 class ModelCard(BaseModel):
     """What stands beside the weights, in the same file.
 
-    ``seen`` lists fingerprints of the scans it learnt from (hashes of voxels; no names). ``scores`` maps a
+    ``seen`` lists fingerprints of the scans it learnt from (hashes of voxels; no names), ``looked_at`` those of scans
+    that only judged it, or that it saw without labels. ``scores`` maps a
     fingerprint of a locked case to its Dice; ``parent`` is the identifier of the checkpoint it grew from. Equal
     settings, scans, ``versions`` and ``compute`` (device, precision, threads) give equal weights where steps, not
     seconds, are counted.
@@ -34,6 +35,7 @@ class ModelCard(BaseModel):
     label_schema: LabelSchema
     parent: str | None = None
     seen: tuple[str, ...] = ()
+    looked_at: tuple[str, ...] = ()
     scores: dict[str, float | None] = Field(default_factory=dict)
     steps: int = 0
     created: str = ""

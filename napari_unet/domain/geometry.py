@@ -141,6 +141,12 @@ class Geometry:
     source_affine: NDArray[np.float64] | None = None
     source_orientation: str | None = None
 
+    def is_same(self, other: Geometry) -> bool:
+        """Return whether voxels lie in the same places, to the bit."""
+        if self.spacing != other.spacing or (self.affine is None) != (other.affine is None):
+            return False
+        return self.affine is None or other.affine is None or bool(np.array_equal(self.affine, other.affine))
+
     @property
     def translation(self) -> tuple[float, ...] | None:
         """LPS position of the first voxel along each loaded axis (z, y, x), in mm; None where unknown."""

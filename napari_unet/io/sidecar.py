@@ -95,6 +95,11 @@ def provenance(
     }
 
 
+def has_record(mask_path: Path) -> bool:
+    """Return whether a record of this program lies beside a mask, so that the mask holds this program's labels."""
+    return _is_ours(sidecar_path(mask_path))
+
+
 def _is_ours(path: Path) -> bool:
     try:
         record = json.loads(path.read_bytes())

@@ -102,6 +102,7 @@ def started(body: Checkpoint, settings: ModelSettings, schema: LabelSchema) -> C
             label_schema=schema,
             parent=body.id,
             seen=card.seen,
+            looked_at=card.looked_at,
             notes=card.notes,
         ),
     )

@@ -55,6 +55,7 @@ class LayerBinder:
         self._images: dict[ScanState, Image] = {}
         self._labels: dict[ScanState, Labels] = {}
         self._adopting: Image | None = None
+        self._turned_to: ScanState | None = None
         self._busy = False
         session.scan_added.connect(self._add_layers)
         session.scan_removed.connect(self._remove_layers)
@@ -159,12 +160,9 @@ class LayerBinder:
             self._busy = False
         # napari selects a layer only after everyone has heard of its insertion; the labels shall have the last word.
         QTimer.singleShot(0, self._show_active)
-        if state.scan.slice_axis:
-            others = [i for i in range(3) if i != state.scan.slice_axis]
-            self._viewer.dims.order = (state.scan.slice_axis, *others)
         if len(self._labels) == 1:
+            self._turn_to(state)
             self._viewer.reset_view()
-            self._centre(state)
 
     def _bind(self, state: ScanState, layer: Labels) -> None:
         layer.events.paint.connect(self._painted)
@@ -178,6 +176,7 @@ class LayerBinder:
         layer.mode = "paint"
 
     def _remove_layers(self, state: ScanState) -> None:
+        self._turned_to = None if self._turned_to is state else self._turned_to
         self._busy = True
         try:
             for layer in (self._labels.pop(state, None), self._images.pop(state, None)):
@@ -217,6 +216,8 @@ class LayerBinder:
             layer = self._labels[active]
             if self._viewer.layers.selection.active is not layer:
                 self._viewer.layers.selection.active = layer
+            if active is not self._turned_to:
+                self._turn_to(active)
             self._orient()
             self._slice_moved()
         self.tool_changed.emit()
@@ -233,10 +234,25 @@ class LayerBinder:
         upright = dims.ndisplay == 2 and dims.displayed[0] == dims.ndim - 3
         self._viewer.camera.orientation = ("away", "up" if upright else "down", "right")
 
-    def _centre(self, state: ScanState) -> None:
-        axis = state.scan.slice_axis
-        if axis is not None:
-            self._viewer.dims.set_current_step(axis, state.scan.n_slices // 2)
+    def _turn_to(self, state: ScanState) -> None:
+        """Show the acquired plane of a scan, and a slice of it where none is on screen."""
+        self._turned_to = state
+        axis, layer, dims = state.scan.slice_axis, self._labels[state], self._viewer.dims
+        if axis is None:
+            return
+        # The person may have turned the view of one scan; the next one has planes of its own.
+        order = (axis, *(i for i in range(3) if i != axis))
+        if dims.ndim == 3 and tuple(dims.order) != order:
+            dims.order = order
+        position, n = layer.world_to_data(dims.point[-layer.ndim :])[axis], state.scan.n_slices
+        if not (-0.5 <= position < n - 0.5) or len(self._labels) == 1:
+            middle = [size // 2 for size in layer.data.shape]
+            dims.set_point(axis, layer.data_to_world(middle)[axis])
+
+    def shows_slices(self, state: ScanState) -> bool:
+        """Return whether the acquired plane of a scan is on screen, and not another one or the whole volume."""
+        axis, dims = state.scan.slice_axis, self._viewer.dims
+        return axis is None or axis + dims.ndim - len(state.scan.spatial_shape) not in dims.displayed
 
     # -- from the layers to the session ------------------------------------------------------------------------
 
@@ -305,8 +321,8 @@ class LayerBinder:
                 self._session.remove_scan(state)
             elif self._labels.get(state) is layer:
                 del self._labels[state]
-                self._session.remove_scan(state)
-                self._say(f"{state.name} was closed. Its labels are saved, and come back when you open it again.")
+                if self._session.remove_scan(state):
+                    self._say(f"{state.name} was closed. Its labels are saved, and come back when you open it again.")
 
     def _layer_selected(self, event: object) -> None:
         layer = self._viewer.layers.selection.active

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from napari_unet.domain.annotation import Correction
-from napari_unet.domain.errors import NapariUnetError, ScanError
+from napari_unet.domain.errors import ExportError, NapariUnetError, ScanError
 from napari_unet.session.state import ScanState
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
 
@@ -20,13 +21,22 @@ class Autosave:
     """Saves marked scans in the background; errors wait for :meth:`take_error`.
 
     The thread starts with the first mark. An annotation is copied under the lock that :meth:`apply` takes, so a file
-    never holds half a correction. What could not be saved is tried again with the next change, and at the end.
+    never holds half a correction. What could not be saved is tried again with the next change of any scan, and at the
+    end; a scan that is opened again meanwhile goes on from it.
+
+    Parameters
+    ----------
+    project : ProjectFolder
+    failed : callable
+        Called on the thread that saves, once there is an error to take.
     """
 
-    def __init__(self, project: ProjectFolder) -> None:
-        self._project = project
+    def __init__(self, project: ProjectFolder, failed: Callable[[], None] = lambda: None) -> None:
+        self._project, self._failed = project, failed
         self._dirty: dict[str, ScanState] = {}
         self._refused: set[str] = set()
+        # Being written, and not written because the disk refused.
+        self._underway: dict[str, ScanState] = {}
         self._unsaved: dict[str, ScanState] = {}
         self._changed = threading.Condition()
         self._steady = threading.Lock()
@@ -41,6 +51,13 @@ class Autosave:
         A damaged file must stay as it is, so that such a scan is never saved.
         """
         scan = state.scan
+        with self._changed:
+            left = self._unsaved.pop(scan.fingerprint, None)
+        if left is not None:
+            state.annotation, state.locked, state.taught = left.annotation, left.locked, left.taught
+            self.mark(state)
+            return f"{state.name}: your labels are back, but they could not be saved yet."
+        self._refused.discard(scan.fingerprint)
         try:
             saved = self._project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
         except ScanError as error:
@@ -63,7 +80,9 @@ class Autosave:
     def mark(self, state: ScanState) -> None:
         """Note that an annotation has changed."""
         if state.scan.fingerprint in self._refused:
-            return
+            if self._project.has_annotation(state.scan.fingerprint):
+                return
+            self._refused.discard(state.scan.fingerprint)
         with self._changed:
             self._dirty |= self._unsaved
             self._unsaved.clear()
@@ -73,12 +92,14 @@ class Autosave:
                 self._thread.start()
             self._changed.notify()
 
-    def flush(self, state: ScanState) -> None:
-        """Save one scan now, if it has changed."""
+    def flush(self, state: ScanState) -> bool:
+        """Save one scan now, if it has changed; return whether all of it is saved."""
+        key = state.scan.fingerprint
         with self._changed:
-            changed = self._dirty.pop(state.scan.fingerprint, None)
+            changed = self._dirty.pop(key, None) or self._unsaved.pop(key, None) or self._underway.get(key)
         if changed is not None:
             self._save(changed)
+        return key not in self._unsaved and key not in self._refused
 
     def close(self) -> None:
         """Save what is unsaved and end the thread."""
@@ -100,10 +121,12 @@ class Autosave:
                 self._changed.wait_for(lambda: self._dirty or self._closing)
                 if not self._closing:
                     self._changed.wait_for(lambda: self._closing, _DELAY_SECONDS)
-                states, self._dirty = list(self._dirty.values()), {}
+                self._underway, self._dirty = self._dirty, {}
                 closing = self._closing
-            for state in states:
+            for state in list(self._underway.values()):
                 self._save(state)
+            with self._changed:
+                self._underway = {}
             if closing:
                 return
 
@@ -114,9 +137,14 @@ class Autosave:
                 with self._steady:
                     saved = SavedAnnotation(state.annotation.copy(), state.locked.copy(), state.taught.copy())
                 self._project.write_annotation(state.scan.fingerprint, saved)
-        except NapariUnetError as error:
-            self._errors.put(error)
+        except Exception as error:
+            if not isinstance(error, NapariUnetError):
+                _log.exception("autosave failed")
+                error = ExportError(
+                    "Your labels could not be saved (the details are in the log): they are still in the window; export "
+                    "them elsewhere."
+                )
             with self._changed:
                 self._unsaved[state.scan.fingerprint] = state
-        except Exception:
-            _log.exception("autosave failed")
+            self._errors.put(error)
+            self._failed()

@@ -19,7 +19,7 @@ from napari_unet.evaluation.metrics import CaseScores, score_case
 from napari_unet.io.masks import LabelMapping, TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, load_pairs
 from napari_unet.io.registry import find_sources, read_scan, source_stem
-from napari_unet.io.sidecar import write_sidecar
+from napari_unet.io.sidecar import has_record, write_sidecar
 from napari_unet.io.writers import mask_suffix, write_mask
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 
@@ -271,11 +271,12 @@ def evaluate_folders(
         No pairs, other shapes or places, values not understood.
     """
     pairs = find_pairs(predictions, truth)
-    mapping = infer_classes((distinct_values(read_mask(pair.mask).data) for pair in pairs), rule)
+    known = [distinct_values(read_mask(pair.mask).data) for pair in pairs]
+    mapping = infer_classes(known, rule)
     ids = tuple(range(1, mapping.n_classes + 1))
-    # Our own masks hold the ids 0..n; masks of other programs hold the truth's values.
+    # Our own masks hold the ids 0..n; masks of other programs may hold the truth's values.
     values = set().union(*(distinct_values(read_mask(pair.image).data) for pair in pairs))
-    own = values <= {0, *ids}
+    own = values <= {0, *ids} and (not values <= set().union(*known) or all(has_record(pair.image) for pair in pairs))
     for pair in pairs:
         item = load_pair(pair, mapping)
         predicted = read_mask(pair.image).data

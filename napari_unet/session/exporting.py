@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import write_mask
 from napari_unet.session.state import ScanState
 
 
-def export_mask(state: ScanState, path: Path, schema: LabelSchema, model: Checkpoint | None) -> None:
-    """Write the labels of a scan, and how they came to be.
+def export_mask(state: ScanState, path: Path, schema: LabelSchema) -> None:
+    """Write the labels of a scan, and how they came to be: which model made the last proposal that stands.
 
     Parameters
     ----------
@@ -21,8 +20,6 @@ def export_mask(state: ScanState, path: Path, schema: LabelSchema, model: Checkp
         Its suffix names the format.
     schema : LabelSchema
         What the labels mean.
-    model : Checkpoint or None
-        The model in use; named where it made the last proposal.
 
     Raises
     ------
@@ -30,15 +27,15 @@ def export_mask(state: ScanState, path: Path, schema: LabelSchema, model: Checkp
         The file cannot be written, or its format cannot hold the mask.
     """
     annotation = state.annotation
-    proposed = model if model is not None and model.id == state.proposed_by else None
+    card = state.proposers.get(state.proposed_by or "")
     # By hand is only what a hand has painted: labels that came back from an earlier day may have been proposed.
-    by_hand = proposed is None and not (annotation.labels.astype(bool) & ~annotation.painted).any()
+    by_hand = card is None and not (annotation.labels.astype(bool) & ~annotation.painted).any()
     write_mask(
         annotation.labels,
         state.scan,
         path,
         schema,
         algorithm="MANUAL" if by_hand else "SEMIAUTOMATIC",
-        model_name=proposed.card.name if proposed else None,
+        model_name=None if card is None else card.name,
     )
-    write_sidecar(path, state.scan, schema, model=proposed.card if proposed else None, model_id=state.proposed_by)
+    write_sidecar(path, state.scan, schema, model=card, model_id=state.proposed_by)

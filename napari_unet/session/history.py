@@ -15,6 +15,8 @@ class Step:
 
     kind: str
     corrections: list[Correction] = field(default_factory=list)
+    #: Whether a model made it; else the person did.
+    by_machine: bool = False
 
 
 class History:
@@ -48,11 +50,17 @@ class History:
             self._undone.clear()
         since = self._done[self._done.index(step) + 1 :] if step in self._done else []
         if any(_overlap(correction, later) or _reopens(later) for other in since for later in other.corrections):
-            step = Step(step.kind)
+            step = Step(step.kind, by_machine=step.by_machine)
         if not step.corrections:
             self._done.append(step)
         step.corrections.append(correction)
         return step
+
+    @property
+    def proposed_by(self) -> str | None:
+        """The checkpoint whose proposal is the last that stands; None where there is none."""
+        made = (c.proposal for step in reversed(self._done) if step.by_machine for c in step.corrections)
+        return next((checkpoint for checkpoint in made if checkpoint), None)
 
     @property
     def next_undo(self) -> Step | None:

@@ -195,7 +195,9 @@ class LiveRefit:
             by = "" if asked.model is None else asked.model.id
             proposal = Proposal(asked.index, plane[np.newaxis], None, by, state.scan.fingerprint)
             self._own = replace(proposal_correction(state, proposal), kind=KIND)
-            state.history.extend(Step(KIND), self._own)
+            state.history.extend(Step(KIND, by_machine=True), self._own)
+            if asked.model is not None:
+                state.proposed_by, state.proposers[by] = by, asked.model.card
             self._commit(state, self._own)
         self._ask()
 

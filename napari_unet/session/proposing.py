@@ -65,7 +65,7 @@ class ProposalRun:
                 f"The model's labels go up to {largest} and those of {state.name} only to 255: close the scan and open "
                 "it again, now that this model is in use."
             )
-        self.step = Step("proposal")
+        self.step = Step("proposal", by_machine=True)
         self._worker, self._checkpoint, self._take, self._moved = worker, checkpoint, take, moved
         shape = state.scan.to_planes(state.annotation.labels).shape
         self._queue = plan_slabs(shape, checkpoint.card.settings, visible)

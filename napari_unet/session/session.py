@@ -7,7 +7,7 @@ arrives through :meth:`Session.poll`. Views listen to the signals and send inten
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ class Session:
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
         self._engine = engine
         self.project = ProjectFolder(folder)
-        self._autosave = Autosave(self.project)
+        self._autosave = Autosave(self.project, engine.notify)
         self._worker = Worker(engine)
         self.schema = schema or LabelSchema.of("structure")
         self.scans: list[ScanState] = []
@@ -141,7 +141,9 @@ class Session:
         require_openable(scan, labels)
         known = next((s for s in self.scans if s.scan.fingerprint == scan.fingerprint), None)
         if known is not None:
-            self._tell(f"This scan is open already, as {known.name}.")
+            elsewhere = ", in another place: close it first, then open this one"
+            same = known.scan.geometry.is_same(scan.geometry)
+            self._tell(f"This scan is open already, as {known.name}{'' if same else elsewhere}.")
             self.activate(known)
             return known
         self._opened += 1
@@ -156,20 +158,21 @@ class Session:
         self.activate(state)
         return state
 
-    def remove_scan(self, state: ScanState) -> None:
-        """Close a scan; its labels stay saved."""
+    def remove_scan(self, state: ScanState) -> bool:
+        """Close a scan; its labels stay saved. Returns whether they could be."""
         if state not in self.scans:
-            return
+            return True
         if self.proposal is not None and self.proposal.state is state:
             self.cancel_proposal()
         self.scans.remove(state)
-        self._autosave.flush(state)
+        is_saved = self._autosave.flush(state)
         if self.training is None or self.training.is_over:
             self._engine.forget(state.scan.fingerprint)
         if self.active is state:
             self.active = None
             self.active_changed.emit()
         self.scan_removed.emit(state)
+        return is_saved
 
     def activate(self, state: ScanState | None) -> None:
         """Make a scan the one that Propose and Accept act on."""
@@ -275,6 +278,8 @@ class Session:
     def _replay(self, state: ScanState, corrections: list[Correction]) -> bool:
         for correction in corrections:
             self._commit(state, correction, "session")
+            if correction.proposal is not None:
+                state.proposed_by = state.history.proposed_by
         return bool(corrections)
 
     def _commit(self, state: ScanState, correction: Correction, origin: Literal["view", "session"]) -> None:
@@ -301,7 +306,8 @@ class Session:
             No scan; no model that has learnt anything; or one whose forerunners spared no work on the last two new
             scans: that is said once for each model, and the next call proposes.
         """
-        state = self._require_active()
+        if self.active is None:
+            raise SessionError("No scan is open: drop a scan onto the window, or use File > Open.")
         if self.model is None or self.model.card.steps == 0:
             raise SessionError(
                 "There is no model yet: paint on a slice or two, accept them, and press Fine-tune. Then it can propose."
@@ -311,8 +317,9 @@ class Session:
             raise SessionError(WORSE_THAN_NOTHING)
         if self.proposal is not None and not self.proposal.is_over:
             self.cancel_proposal()
+        self.active.proposers[self.model.id] = self.model.card
         self.proposal = ProposalRun(
-            self._worker, state, self.model, self.visible_slice, self._take_slab, self._proposal_moved
+            self._worker, self.active, self.model, self.visible_slice, self._take_slab, self._proposal_moved
         )
         self.proposal_changed.emit()
 
@@ -403,10 +410,10 @@ class Session:
             self._tell(str(error))
         if verdict is not None:
             try:
-                self.project.write_model(verdict.checkpoint)
+                verdict = replace(verdict, checkpoint=self.project.write_model(verdict.checkpoint))
             except NapariUnetError as problem:
                 self._tell(str(problem))
-            self.verdict = with_history(verdict, self.project.scores())
+            self.verdict = with_history(verdict, self.project.scores(verdict.checkpoint.card.label_schema))
         self.training_changed.emit()
         if verdict is not None:
             self.verdict_changed.emit()
@@ -415,7 +422,7 @@ class Session:
         """Take the fine-tuned checkpoint into use."""
         if self.verdict is not None:
             verdict, self.verdict = self.verdict, None
-            self.use_model(verdict.checkpoint)
+            self.use_model(verdict.checkpoint, learnt_here=True)
             self.verdict_changed.emit()
 
     def keep_old_model(self) -> None:
@@ -423,15 +430,17 @@ class Session:
         self.verdict = None
         self.verdict_changed.emit()
 
-    def use_model(self, checkpoint: Checkpoint | None) -> None:
+    def use_model(self, checkpoint: Checkpoint | None, *, learnt_here: bool = False) -> None:
         """Take a checkpoint into use (None: none).
 
-        Its classes become the session's. Those that were added behind them stay, for the next fine-tune to learn.
+        Its classes become the session's. Those that were added behind them stay, for the next fine-tune to learn; and
+        where the model has learnt here, classes that were renamed meanwhile stay so.
         """
         self.model = checkpoint
         if checkpoint is not None:
             known = checkpoint.card.label_schema
-            if self.schema.classes[: len(known.classes)] != known.classes:
+            stay = self.schema.classes[: len(known.classes)] == known.classes
+            if not stay and not (learnt_here and can_grow(known, self.schema)):
                 self._own_schema = self._own_schema or self.schema
                 self._change_schema(known)
         self.model_changed.emit()
@@ -478,7 +487,7 @@ class Session:
         ExportError
             The file cannot be written, or its format cannot hold the mask.
         """
-        export_mask(state, path, self.schema, self.model)
+        export_mask(state, path, self.schema)
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -487,11 +496,6 @@ class Session:
         for run in (self.proposal, self.training, self.live):
             if run is not None:
                 run.wait(self._engine, timeout)
-
-    def _require_active(self) -> ScanState:
-        if self.active is None:
-            raise SessionError("No scan is open: drop a scan onto the window, or use File > Open.")
-        return self.active
 
     def _tell_save_errors(self) -> None:
         while (error := self._autosave.take_error()) is not None:

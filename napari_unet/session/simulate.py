@@ -273,7 +273,7 @@ def refuse_seen(model: Checkpoint, scans: Sequence[LabelledScan], allow: bool) -
     ModelError
         It did, and it is not allowed.
     """
-    known = set(model.card.seen)
+    known = {*model.card.seen, *model.card.looked_at}
     n = sum(item.scan.fingerprint in known for item in scans)
     if n and not allow:
         raise ModelError(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.annotation import Annotation
+from napari_unet.domain.checkpoint import ModelCard
 from napari_unet.domain.errors import MaskError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import TOO_LARGE, Scan
@@ -42,8 +43,9 @@ class ScanState:
     #: (n_slices,) bool: slices that a model has learnt from; they never become judges.
     taught: NDArray[np.bool_] = field(init=False)
     history: History = field(default_factory=History)
-    #: Checkpoint of the last proposal, None before any.
+    #: Checkpoint of the last proposal that stands, None before any; and the cards of all that proposed, by identifier.
     proposed_by: str | None = None
+    proposers: dict[str, ModelCard] = field(default_factory=dict)
     #: Stem of the source's file, for naming what is exported.
     stem: str = "scan"
 

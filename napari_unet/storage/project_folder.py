@@ -9,7 +9,7 @@ import io
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ExportError, ModelError, ScanError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
 
@@ -75,25 +76,30 @@ class ProjectFolder:
             raise ModelError(f"{name!r} is not the name of a project's checkpoint (v1, v2, ...).")
         return self.path / "models" / f"{name}.safetensors"
 
-    def write_model(self, checkpoint: Checkpoint) -> Path:
-        """Keep a checkpoint under its card's name."""
-        path = self.model_path(checkpoint.card.name)
-        write_checkpoint(checkpoint, path)
-        return path
+    def write_model(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Keep a checkpoint under its card's name, or the next free one where another program has taken it."""
+        if self.model_path(checkpoint.card.name).exists():
+            card = checkpoint.card.model_copy(update={"name": self.next_model_name()})
+            checkpoint = replace(checkpoint, card=card)
+        write_checkpoint(checkpoint, self.model_path(checkpoint.card.name))
+        return checkpoint
 
     def read_model(self, name: str) -> Checkpoint:
         """Return a kept checkpoint."""
         return read_checkpoint(self.model_path(name))
 
-    def scores(self) -> dict[str, dict[str, float | None]]:
+    def scores(self, schema: LabelSchema) -> dict[str, dict[str, float | None]]:
         """Return the Dice that each kept checkpoint reached on the scans that judged it, by their fingerprints.
 
-        Of a file that cannot be read nothing is said.
+        Of one that knows other classes, over which a mean would be another figure, and of a file that cannot be read
+        nothing is said.
         """
         found: dict[str, dict[str, float | None]] = {}
         for name in self.model_names():
             with suppress(ModelError):
-                found[name] = read_card(self.model_path(name)).scores
+                card = read_card(self.model_path(name))
+                if card.label_schema.ids == schema.ids:
+                    found[name] = card.scores
         return found
 
     def write_annotation(self, fingerprint: str, saved: SavedAnnotation) -> None:
@@ -124,6 +130,10 @@ class ProjectFolder:
                 f"Your labels could not be saved ({os.strerror(error.errno or 0)}): they are still in the window; "
                 "free some space or export them elsewhere."
             ) from error
+
+    def has_annotation(self, fingerprint: str) -> bool:
+        """Return whether something is saved for a scan, sound or not."""
+        return self._annotation_path(fingerprint).exists()
 
     def read_annotation(
         self, fingerprint: str, shape: tuple[int, ...], slice_axis: int | None

@@ -172,10 +172,7 @@ def train_examples(
         settings=_without_paths(settings),
         label_schema=schema,
         parent=base.id if base else None,
-        # Those without labels too: figures on them would flatter.
-        seen=tuple(
-            dict.fromkeys((*(base.card.seen if base else ()), *(x.scan.fingerprint for x in lessons), *also_seen))
-        ),
+        **_scans_of(base, examples, lessons, also_seen),
         scores={verdict.case: verdict.after for verdict in verdicts},
         steps=(base.card.steps if base else 0) + result.steps,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -205,6 +202,18 @@ def _beginning(base: Checkpoint | None, settings: ModelSettings, schema: LabelSc
     start = grow(base, schema) if base.card.steps > 0 else start_from(base, settings, schema)
     load_weights(network, start.weights)
     return network, start
+
+
+def _scans_of(
+    base: Checkpoint | None, examples: Sequence[Example], lessons: Sequence[Lesson], also_seen: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the fingerprints of what taught, now or before, and of what else was looked at, for the card."""
+    before = ((), ()) if base is None else (base.card.seen, base.card.looked_at)
+    marks = [lesson.scan.fingerprint for lesson in lessons]
+    taught = [mark for mark, example in zip(marks, examples, strict=True) if example.usable]
+    seen = tuple(dict.fromkeys((*before[0], *taught)))
+    others = dict.fromkeys((*before[1], *marks, *also_seen))
+    return {"seen": seen, "looked_at": tuple(mark for mark in others if mark not in seen)}
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def first_proposals(
     errors: tuple[float, ...] = ()
     left: tuple[float, ...] = ()
     if base is not None and base.card.steps > 0:
-        known = set(base.card.seen)
+        known = {*base.card.seen, *base.card.looked_at}
         new = [e for e, lesson in zip(examples, lessons, strict=True) if lesson.scan.fingerprint not in known]
         head = _head_of(base, settings) if wanted else None
         now = try_on_new(network, head, new, settings, compute) if wanted else ()
@@ -239,6 +239,9 @@ def try_on_new(
 ) -> tuple[float, ...]:
     """Return for each of :data:`SHARES` how much of the painting would be left on scans that neither has learnt from.
 
+    Only planes that are reviewed as a whole are asked: where a few voxels were painted they were painted because the
+    model was wrong there.
+
     1 is as much as without a proposal; more counts as 1, since nobody corrects more than they would paint. Without a
     classifier only the network is tried, and the result has one entry; it is empty where there is nothing new.
     """
@@ -251,6 +254,7 @@ def try_on_new(
     # The newest last; where time runs short it is the one to ask.
     for example in reversed(examples):
         pixels = draw_pixels(example, settings)
+        pixels = pixels.where(_is_whole(example)[pixels.planes])
         size = int(np.prod(example.labels.shape[1:]) / np.prod(example.zoom[1:]))
         planes = np.unique(pixels.planes)[: max(1, left // size) if left > 0 else 0]
         left -= size * len(planes)
@@ -271,6 +275,13 @@ def try_on_new(
             wrong[i] += float(pixels.weights[missed].sum())
         painted += float(pixels.weights[pixels.classes > 0].sum())
     return tuple(float(v) for v in np.minimum(wrong / painted, 1)) if painted else ()
+
+
+def _is_whole(example: Example) -> NDArray[np.bool_]:
+    """Return for each plane whether all of it is reviewed."""
+    if example.reviewed is None:
+        return np.ones(len(example.labels), bool)
+    return example.reviewed.flatten(1).all(1).numpy()
 
 
 def choose_share(before: Sequence[float], now: Sequence[float]) -> tuple[float, tuple[float, ...]]:

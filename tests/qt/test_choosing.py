@@ -19,6 +19,34 @@ from tests.qt.conftest import Desk, make_scan
 pytestmark = pytest.mark.gui
 
 
+def test_each_scan_is_shown_in_its_own_acquired_plane(desk: Desk) -> None:
+    desk.open(make_scan((20, 24, 6), slice_axis=2))
+    desk.spin()
+    dims, first = desk.viewer.dims, desk.session.active
+    assert dims.order[0] == 2
+    desk.open(make_scan((8, 20, 24), slice_axis=0))
+    desk.spin()
+    assert dims.order[0] == 0
+    desk.key(Qt.Key.Key_Return)
+    assert np.flatnonzero(desk.session.active.annotation.accepted).tolist() == [desk.session.visible_slice]
+    desk.session.activate(first)
+    desk.spin()
+    assert dims.order[0] == 2
+
+
+@pytest.mark.parametrize("turn", ["rolled", "volume"])
+def test_a_slice_that_is_not_on_screen_is_not_accepted(desk: Desk, turn: str) -> None:
+    desk.open(make_scan((8, 20, 24)))
+    desk.spin()
+    if turn == "rolled":
+        desk.viewer.dims.roll()
+    else:
+        desk.viewer.dims.ndisplay = 3
+    desk.push(desk.widget.correct.accept_slice)
+    assert "not on screen" in desk.said
+    assert not desk.session.active.annotation.accepted.any()
+
+
 @pytest.fixture
 def beating(tmp_path: Path) -> Path:
     """Three volumes in one file, each of one value."""

@@ -8,11 +8,13 @@ import time
 import numpy as np
 import pytest
 
+from napari_unet.compute.engine import Engine
 from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.session.history import Step
+from napari_unet.session.session import Session
 from napari_unet.session.state import lock_judges
 from tests.session.conftest import assert_same_state, painted, snapshot
 from tests.storage.conftest import full_disk  # noqa: F401 - a fixture
@@ -172,6 +174,45 @@ class TestDamage:
         assert state.annotation.labels[1].all()
         session.close()  # without another stroke
         assert _saved_labels(session, state)[1].all()
+
+    def test_saving_goes_on_once_the_damaged_file_is_moved(self, open_session, tmp_path):
+        first = open_session()
+        work_on(first, first.add_scan(scan_of()))
+        first.close()
+        (file,) = saved_files(first)
+        file.write_bytes(b"damaged")
+        second = open_session()
+        state = second.add_scan(scan_of())
+        second.record_edit(state, painted(state, np.s_[0], 1), slice(None))
+        file.rename(tmp_path / "elsewhere.npz")
+        second.record_edit(state, painted(state, np.s_[1], 1), slice(None))
+        second.close()
+        again = open_session().add_scan(scan_of())
+        assert_same_state(snapshot(again), snapshot(state))
+
+    def test_a_scan_closed_on_a_full_disk_goes_on_where_it_was(self, open_session, full_disk):  # noqa: F811
+        session = open_session()
+        state = session.add_scan(scan_of())
+        with full_disk():
+            session.record_edit(state, painted(state, np.s_[0], 1), slice(None))
+            until(lambda: session._autosave._unsaved)
+            assert not session.remove_scan(state)
+        again = session.add_scan(scan_of())
+        assert_same_state(snapshot(again), snapshot(state))
+        assert "could not be saved yet" in session.heard.notices[-1]
+        session.close()
+        assert_same_state(snapshot(open_session().add_scan(scan_of())), snapshot(state))
+
+    def test_an_idle_window_hears_of_it(self, tmp_path, full_disk):  # noqa: F811
+        woken = threading.Event()
+        session = Session(Engine(wake=woken.set), tmp_path / "project")
+        try:
+            state = session.add_scan(scan_of())
+            with full_disk():
+                session.record_edit(state, painted(state, np.s_[0], 1), slice(None))
+                assert woken.wait(10)
+        finally:
+            session.close()
 
     def test_what_cannot_be_saved_at_the_end_is_said(self, open_session, full_disk):  # noqa: F811
         session = open_session()

@@ -165,6 +165,21 @@ class TestEvaluating:
             assert scores.dice == {1: 1.0}
             np.testing.assert_array_equal(labels, mask)
 
+    @pytest.mark.parametrize(("recorded", "dice"), [(False, {1: 0.0, 2: 0.0}), (True, {1: 1.0, 2: 1.0})])
+    def test_where_values_could_mean_either_the_record_beside_the_mask_decides(self, tmp_path, recorded, dice):
+        _, mask = picture()
+        two = mask.copy()
+        two[0, :4] = 2
+        write_png(tmp_path / "truth" / "a.png", two)
+        # Classes in another order than their values: 2 is class 1.
+        swapped = np.array([0, 2, 1], np.uint8)[two]
+        write_png(tmp_path / "found" / "a.png", swapped)
+        if recorded:
+            (tmp_path / "found" / "a.json").write_text('{"program": "napari-unet"}')
+        rule = TruthRule(foreground=(2, 1))
+        ((scores, _, _),) = evaluate_folders(tmp_path / "found", tmp_path / "truth", rule, 1.0)
+        assert scores.dice == dice
+
 
 class TestModelNames:
     def test_a_file_a_name_or_nothing(self, tmp_path, trained):

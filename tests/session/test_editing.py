@@ -368,6 +368,13 @@ class TestScans:
         assert session.active is state
         assert "scan 1" in session.heard.notices[-1]
 
+    def test_the_same_voxels_in_another_place_are_said(self, session):
+        session.add_scan(scan_of())
+        moved = scan_of()
+        object.__setattr__(moved, "geometry", Geometry((9.0, 1.0, 1.0)))
+        session.add_scan(moved)
+        assert "in another place: close it first" in session.heard.notices[-1]
+
     def test_closing_one(self, session):
         state, other = session.add_scan(scan_of()), session.add_scan(scan_of(seed=1))
         session.heard.take()

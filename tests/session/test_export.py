@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ScanError
+from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import read_scan
 from napari_unet.session.session import Session
 from tests.io import dicom_files
@@ -44,6 +47,26 @@ def test_the_export_says_who_drew_it(session: Session, series: Path, tmp_path: P
     assert record["format"] == "dicom-seg"
     assert record["source"]["hash"] == scan.fingerprint
     assert record["model"] is None
+
+
+def test_the_record_names_the_model_whose_proposal_stands(
+    computing: Session, trained: Checkpoint, scan_and_truth: tuple[Scan, np.ndarray], tmp_path: Path
+) -> None:
+    def record() -> Any:
+        computing.export_mask(state, tmp_path / "mask.nii.gz")
+        return json.loads((tmp_path / "mask.json").read_text())["model"]
+
+    state = computing.add_scan(scan_and_truth[0])
+    computing.use_model(trained)
+    computing.propose()
+    computing.wait(60)
+    assert record()["id"] == trained.id
+    computing.use_model(None)
+    assert record()["name"] == "v1"
+    computing.undo(state)
+    assert record() is None
+    computing.redo(state)
+    assert record()["id"] == trained.id
 
 
 def test_a_scan_larger_than_the_memory_is_refused(session: Session, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
@@ -103,6 +104,20 @@ def two_structures(seed):
     labels[free] = np.where(labels[free] > 0, labels[free], 2)
     data[labels == 2] -= 100
     return Scan(data, "zyx", one.scan.geometry, 0), labels
+
+
+def test_a_model_of_another_window_is_not_overwritten(computing, trained):
+    kept = computing.project.write_model(trained)
+    other = computing.project.write_model(trained)
+    assert (kept.card.name, other.card.name) == ("v1", "v2")
+    assert computing.kept_models() == ["v1", "v2"]
+
+
+def test_models_of_other_classes_are_no_measure(computing, trained):
+    card = trained.card.model_copy(update={"scores": {"a": 0.9}})
+    computing.project.write_model(Checkpoint(trained.weights, card))
+    assert computing.project.scores(card.label_schema) == {"v1": {"a": 0.9}}
+    assert computing.project.scores(LabelSchema.of("square", "dark")) == {}
 
 
 class TestAClassMore:

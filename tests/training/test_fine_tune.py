@@ -103,6 +103,14 @@ def test_every_architecture_learns_one_scan_by_heart(name, dimensions):
     assert best > 0.98
 
 
+def test_the_card_tells_who_taught_from_who_only_judged():
+    teaching, judging = lesson((6, 24, 24), seed=1), lesson((6, 24, 24), seed=2)
+    judging = replace(judging, locked=np.ones(6, bool))
+    card = run(fine_tune([teaching, judging], small_settings(steps=1), SCHEMA, CPU))[1].checkpoint.card
+    assert card.seen == (teaching.scan.fingerprint,)
+    assert card.looked_at == (judging.scan.fingerprint,)
+
+
 class TestSpacing:
     """Scans of different spacing, seen at one: masks must come back to where the voxels are."""
 

@@ -151,6 +151,19 @@ def test_nothing_new_tells_nothing():
     assert try_on_new(build(settings.network), fit_pixels(pixels, settings), [], settings, CPU) == ()
 
 
+def test_what_was_painted_because_it_was_wrong_says_nothing_of_the_rest():
+    lesson = texture(0)
+    settings = settings_for([lesson])
+    pixels = collect_pixels([prepare_lesson(lesson, settings, SCHEMA)], settings, started=0.0)
+    some = np.zeros(lesson.labels.shape, bool)
+    some[:5] = True
+    head = fit_pixels(pixels, settings)
+    new = prepare_lesson(texture(1, reviewed=some), settings, SCHEMA)
+    assert try_on_new(build(settings.network), head, [new], settings, CPU) == ()
+    whole = prepare_lesson(texture(1), settings, SCHEMA)
+    assert len(try_on_new(build(settings.network), head, [whole], settings, CPU)) > 1
+
+
 @pytest.mark.parametrize("preset", ["classic", "thorough"])
 def test_recipes_for_other_ends_go_without(preset):
     lesson = texture(0)

@@ -94,6 +94,8 @@ class CorrectPanel(Panel):
         """Accept the slice on screen, or open it again."""
         state = self._session.active
         if state is not None:
+            if not self._binder.shows_slices(state):
+                raise SessionError("The slice to accept is not on screen: turn the view to the acquired plane first.")
             index = self._binder.slice_on_screen(state)
             self._session.accept_slices(state, [index], accepted=not state.annotation.accepted[index])
 
