@@ -18,10 +18,9 @@ from napari_unet.domain.errors import ExportError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
 from napari_unet.io.pairs import LabelledScan
-from napari_unet.networks.adapting import fits
 from napari_unet.session.batch import load_training_folder, settings_for
-from napari_unet.session.models import SCRATCH, find_model, has_learnt
-from napari_unet.session.planning import begins_with, refuse_fixed
+from napari_unet.session.models import SCRATCH, find_model, has_learnt, helps
+from napari_unet.session.planning import begins_anew, begins_with, refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from napari_unet.training.fine_tune import fine_tune as fine_tune_job
@@ -70,9 +69,9 @@ def run_fine_tune(
     values = _with_defaults(values, base, preset, unlabelled is not None)
     wishes = (preset or "default", values, free_memory(compute), compute.device)
     settings, found = settings_for(folder, base, *wishes)
-    if model is None and base is not None and not fits(base.card.settings, settings):
-        say(f"note: what was set asks for another network than that of {base.card.name!r}: starting from scratch.")
-        base = None
+    begun = [] if base is None or has_learnt(base) else [begins_with(base)]
+    if model is None and base is not None and not helps(base, settings):
+        begun, base = [begins_anew(base)], None
         settings, found = settings_for(folder, base, *wishes)
     _say_seen(base, folder.judging)
     _refuse_unwritable(out)
@@ -81,7 +80,6 @@ def run_fine_tune(
     torch.set_num_threads(compute.threads)
     also = f", agreeing with itself on {len(more)} without labels" if more else ""
     say(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
-    begun = [] if base is None or has_learnt(base) else [begins_with(base)]
     for sentence in (*in_words(settings, found), *begun):
         say(f"plan: {sentence}")
     lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]

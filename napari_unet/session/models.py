@@ -8,6 +8,8 @@ from typing import TypeGuard
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ModelSettings
+from napari_unet.networks.adapting import fits
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.storage.checkpoint_file import read_checkpoint
 from napari_unet.storage.project_folder import ProjectFolder, default_project, is_version
@@ -82,6 +84,15 @@ def has_learnt(checkpoint: Checkpoint | None) -> TypeGuard[Checkpoint]:
 
 def _shipped(name: str) -> Path:
     return WEIGHTS / f"{name}.safetensors"
+
+
+def helps(body: Checkpoint, settings: ModelSettings) -> bool:
+    """Return whether a plan is one that a body helps: its weights fit, and slices are seen one by one.
+
+    Left out of the starter's training, membranes and vessels took no more painting with it than without, mostly less;
+    the hippocampus, in volumes whose slices are seen with their neighbours, took more (benchmarks/README.md).
+    """
+    return fits(body.card.settings, settings) and settings.preparation.context_slices == 0
 
 
 def require_channels(checkpoint: Checkpoint, scan: Scan, name: str = "this scan") -> None:

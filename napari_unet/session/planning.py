@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import NapariUnetError, SessionError, SettingsError
 from napari_unet.domain.settings import ModelSettings, TrainingSettings
-from napari_unet.networks.adapting import fits
 from napari_unet.networks.growing import grown_settings
+from napari_unet.session.models import helps
 from napari_unet.session.setting_fields import value_of
 from napari_unet.session.state import ScanState
 from napari_unet.training.fingerprint import Fingerprint, fingerprint
@@ -72,7 +72,10 @@ def begins_with(body: Checkpoint) -> str:
 
 def begins_anew(body: Checkpoint) -> str:
     """Return in a sentence that a new model does not begin with a body's weights."""
-    return f"The network begins with random weights: another one than that of {body.card.name} is asked for."
+    return (
+        f"The network begins with random weights: those called {body.card.name} are for another network, or help only "
+        "where slices are seen one by one."
+    )
 
 
 class Planning:
@@ -158,12 +161,13 @@ class Planning:
     def body(self) -> Checkpoint | None:
         """Return the weights that a new model begins from; None for random ones, or where a model goes on.
 
-        A recipe of one's own, or scans that ask for another network, begin at random. Raises as :meth:`settings` does.
+        A recipe or a network of one's own begins at random, and so does what the body does not help
+        (:func:`~napari_unet.session.models.helps`). Raises as :meth:`settings` does.
         """
         body = self._session.body
         if body is None or self._session.model is not None or self.preset != _BEGUN_WITH:
             return None
-        return body if fits(body.card.settings, self.settings()) else None
+        return body if helps(body, self.settings()) else None
 
     def reason_fixed(self, key: str) -> str | None:
         """Return why a setting cannot be changed now, to follow its name; None where it can."""
@@ -276,9 +280,9 @@ class Planning:
             "device": device,
         }
         if self._session.body is not None and self.preset == _BEGUN_WITH:
-            own = self._session.body.card.settings
-            settings = plan_upon(own, *scans, **wishes)
-            if fits(own, settings):
+            body = self._session.body
+            settings = plan_upon(body.card.settings, *scans, **wishes)
+            if helps(body, settings):
                 return settings
         return plan_for(*scans, **wishes)
 

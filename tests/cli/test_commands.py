@@ -111,7 +111,8 @@ class TestTheMainJob:
         assert (result["steps"], result["out"]) == (40, str(model))
         assert result["validation_dice"] > 0.3
         card = read_checkpoint(model).card
-        assert len(card.seen) == 6
+        assert len(card.seen) + len(card.looked_at) == 6
+        assert card.looked_at, "somebody judged"
         assert card.settings.training.seed == 3
         assert run("predict", pictures / "images", "--out", masks, "--model", model, "--device", "cpu", "--tta") == 0
         assert sorted(p.name for p in masks.glob("*.png")) == [f"P{i} scan.png" for i in range(6)]
@@ -166,7 +167,8 @@ class TestTheMainJob:
         out = pictures / "m.safetensors"
         words = ("--exclude-regex", "^P[0-3]", "--group-by", "^(P.)", "--max-side", 16, "--steps", 1)
         assert run("fine-tune", *pairs(pictures), "--out", out, *SMALL, *words) == 0
-        assert len(read_checkpoint(out).card.seen) == 2
+        card = read_checkpoint(out).card
+        assert len(card.seen) + len(card.looked_at) == 2
 
     def test_equal_words_make_equal_models(self, pictures):
         for name in ("a", "b"):

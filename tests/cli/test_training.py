@@ -67,7 +67,8 @@ def test_the_plan_is_said_before_the_training_and_the_card_tells_it_afterwards(
     assert card["id"] == checkpoint.id
     assert ModelSettings.model_validate(card["settings"]) == checkpoint.card.settings
     assert (card["settings"]["augmentation"]["noise"], card["settings"]["network"]["base_channels"]) == (0.33, 4)
-    assert (len(card["seen"]), len(card["scores"]), card["parent"], card["steps"]) == (10, 4, None, 1)
+    assert (len(card["seen"]), len(card["looked_at"])) == (6, 4)
+    assert (len(card["scores"]), card["parent"], card["steps"]) == (4, None, 1)
     assert card["versions"]
 
 

@@ -10,7 +10,7 @@ from tests.qt.conftest import Desk, make_scan
 
 pytestmark = pytest.mark.gui
 
-FROM_STARTER, FROM_SCRATCH = "new, from the starter", "new, from scratch"
+NEW, FROM_SCRATCH = "new model", "new, from scratch"
 
 
 def choose(desk: Desk, name: str) -> None:
@@ -23,16 +23,16 @@ def choose(desk: Desk, name: str) -> None:
 
 def test_a_new_model_begins_with_the_starter_unless_told_otherwise(desk: Desk) -> None:
     box = desk.widget.propose.model
-    desk.until(lambda: box.currentText() == FROM_STARTER, 10)
+    desk.until(lambda: box.currentText() == NEW, 10)
     body = find_model(STARTER)
     assert body is not None
     assert desk.session.body.id == body.id
-    desk.open(make_scan())
-    assert any("called starter" in line for line in desk.session.plan_in_words())
+    desk.open(make_scan((40, 48), slice_axis=None))
+    assert any("with the weights called starter" in line for line in desk.session.plan_in_words())
     choose(desk, FROM_SCRATCH)
     assert box.currentText() == FROM_SCRATCH
     assert desk.session.body is None
-    assert not any("called starter" in line for line in desk.session.plan_in_words())
+    assert not any("with the weights called starter" in line for line in desk.session.plan_in_words())
 
 
 def test_a_model_that_comes_with_the_program_proposes_at_once(desk: Desk) -> None:
@@ -44,5 +44,5 @@ def test_a_model_that_comes_with_the_program_proposes_at_once(desk: Desk) -> Non
     desk.until(lambda: desk.session.proposal is not None and desk.session.proposal.is_over, 90)
     assert desk.said == ""
     assert desk.layer.data.any(), "a bright ball is not unlike a nucleus"
-    choose(desk, FROM_STARTER)
+    choose(desk, NEW)
     assert desk.session.model is None

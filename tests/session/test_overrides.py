@@ -225,7 +225,7 @@ class TestWithABody:
         return Checkpoint(weights_of(build(settings.network, seed=9)), card)
 
     def test_the_plan_is_for_it_and_says_so(self, session, body):
-        open_scan(session)
+        open_scan(session, (64, 64))
         without = session.planned_settings()
         session.begin_anew(body)
         network = session.planned_settings().network
@@ -236,23 +236,23 @@ class TestWithABody:
         session.begin_anew(None)
         assert session.planned_settings() == without
 
-    @pytest.mark.parametrize("own", ["preset", "wish", "model"])
+    @pytest.mark.parametrize("own", ["preset", "wish", "model", "neighbours"])
     def test_who_asks_for_another_network_begins_at_random(self, session, body, trained, own):
-        open_scan(session)
+        open_scan(session, (6, 32, 32) if own == "neighbours" else (64, 64))
         session.begin_anew(body)
         if own == "preset":
             session.set_preset("classic")
         elif own == "wish":
             session.set_override("network.base_channels", 12)
             assert session.planned_settings().network.base_channels == 12
-        else:
+        elif own == "model":
             use(session, trained)
         assert session.planning.body() is None
         said = [line for line in session.plan_in_words() if "begins with" in line]
         assert [line.startswith("The network begins with random weights") for line in said] == [True] * (own != "model")
 
     def test_the_first_fine_tune_goes_on_from_its_weights(self, computing, body):
-        open_scan(computing, (6, 32, 32), accepted=range(4))
+        open_scan(computing, (32, 32), accepted=[0])
         computing.begin_anew(body)
         computing.set_override("training.learning_rate", 1e-7)
         computing.fine_tune(steps=1)
@@ -290,9 +290,11 @@ def test_a_mean_teacher_looks_at_the_open_scans_that_nobody_has_labelled(computi
         computing.set_override("training.consistency_weight", weight)
         computing.fine_tune(steps=2)
         computing.wait(120)
-        seen.append(computing.verdict.checkpoint.card.seen)
+        card = computing.verdict.checkpoint.card
+        seen.append((card.seen, card.looked_at))
     assert computing.heard.notices == []
-    assert seen == [(known.scan.fingerprint,), (known.scan.fingerprint, other.scan.fingerprint)]
+    taught = (known.scan.fingerprint,)
+    assert seen == [(taught, ()), (taught, (other.scan.fingerprint,))]
 
 
 class TestFields:

@@ -270,7 +270,8 @@ class TestProposing:
 
     def test_a_model_that_was_only_tried_leaves_the_classes_as_they_were(self, open_session, trained):
         session = open_session(schema=LabelSchema.of("liver", "kidney"))
-        open_lesson(session)
+        state, truth = open_lesson(session)
+        session.record_edit(state, truth, slice(None))
         session.begin_anew(None)
         session.use_model(trained)
         assert session.schema == trained.card.label_schema

@@ -11,7 +11,7 @@ from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
 from napari_unet.session.models import SCRATCH, STARTER, find_model, find_task_model, shipped_models
 from napari_unet.session.session import Session
 
-_FROM_STARTER, _FROM_SCRATCH = "new, from the starter", "new, from scratch"
+_NEW, _FROM_SCRATCH = "new model", "new, from scratch"
 _FILE = "open a model file..."
 
 
@@ -27,7 +27,7 @@ class ProposePanel(Panel):
         self.model.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.model.setToolTip(
             "The model that proposes and that Fine-tune goes on from. Earlier versions stay here. A new one begins "
-            "with the first Fine-tune."
+            "with the first Fine-tune, from the shipped starter where that helps."
         )
         self.model.activated.connect(lambda _: guard(self._choose)())
         self.button = button(
@@ -56,9 +56,9 @@ class ProposePanel(Panel):
         self.model.clear()
         kept, shipped = self._session.kept_models(), shipped_models()
         model = self._session.model
-        new = [_FROM_STARTER, _FROM_SCRATCH] if STARTER in shipped else [_FROM_SCRATCH]
+        new = [_NEW, _FROM_SCRATCH] if STARTER in shipped else [_FROM_SCRATCH]
         self.model.addItems([*new, *reversed(kept), *(name for name in shipped if name != STARTER)])
-        begun = _FROM_SCRATCH if self._session.body is None else _FROM_STARTER
+        begun = _FROM_SCRATCH if self._session.body is None else _NEW
         name = begun if model is None else model.card.name
         if self.model.findText(name) < 0:
             self.model.addItem(name)
@@ -72,8 +72,8 @@ class ProposePanel(Panel):
                 path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", "Models (*.safetensors)")
                 if path:
                     self._session.use_model(find_task_model(str(Path(path))))
-            elif choice in (_FROM_STARTER, _FROM_SCRATCH):
-                self._session.begin_anew(find_model(STARTER if choice == _FROM_STARTER else SCRATCH))
+            elif choice in (_NEW, _FROM_SCRATCH):
+                self._session.begin_anew(find_model(STARTER if choice == _NEW else SCRATCH))
             elif choice in self._session.kept_models():
                 self._session.use_kept_model(choice)
             elif choice in shipped_models():
