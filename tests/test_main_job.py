@@ -40,7 +40,7 @@ def test_corrections_of_some_slices_improve_the_others(session: Session) -> None
     view[corrected] = truth[corrected]
     session.record_edit(state, view, slice(None))
     session.accept_slices(state, corrected.tolist())
-    session.fine_tune(steps=90)
+    session.fine_tune(steps=60)
     session.wait(timeout=240)
     assert session.verdict is not None
     session.use_new_model()

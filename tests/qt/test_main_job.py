@@ -71,7 +71,7 @@ def test_the_journey_on_a_real_scan(desk: Desk, tmp_path: Path) -> None:
     improve(desk, 5)
     before = pooled_dice([propose(desk)[kept_out]], [truth[kept_out]], 2)
     correct_and_accept(desk, truth, [i for i in more if i not in first])
-    improve(desk, 25)
+    improve(desk, 12)
     after = pooled_dice([propose(desk)[kept_out]], [truth[kept_out]], 2)
     assert before is not None
     assert after is not None

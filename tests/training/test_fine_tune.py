@@ -75,7 +75,7 @@ ARCHITECTURES = {
 
 
 # One of each kind at once; all of them take minutes.
-AT_ONCE = {("classic", 2), ("plain", 2), ("deep supervision", 2), ("sigmoid", 2), ("residual", 3)}
+AT_ONCE = {("classic", 2), ("plain", 2), ("deep supervision", 2), ("residual", 3)}
 BY_HEART = [
     pytest.param(name, dimensions, marks=[] if (name, dimensions) in AT_ONCE else pytest.mark.slow)
     for name in ARCHITECTURES
