@@ -21,10 +21,9 @@ class ModelCard(BaseModel):
     """What stands beside the weights, in the same file.
 
     ``seen`` lists fingerprints of the scans it learnt from (hashes of voxels; no names), ``looked_at`` those of scans
-    that only judged it, or that it saw without labels. ``scores`` maps a
-    fingerprint of a locked case to its Dice; ``parent`` is the identifier of the checkpoint it grew from. Equal
-    settings, scans, ``versions`` and ``compute`` (device, precision, threads) give equal weights where steps, not
-    seconds, are counted.
+    that only judged it, or that it saw without labels. ``scores`` maps a fingerprint of a locked case to its Dice;
+    ``parent`` is the identifier of the checkpoint it grew from. Equal settings, scans, ``versions`` and ``compute``
+    (device, precision, threads) give equal weights where steps, not seconds, are counted.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

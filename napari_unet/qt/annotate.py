@@ -32,7 +32,6 @@ from napari_unet.storage.project_folder import default_project
 if TYPE_CHECKING:
     from napari import Viewer
 
-#: Names a folder for the project instead of the user's data folder.
 _WARM_UP_AFTER_MS = 150
 
 

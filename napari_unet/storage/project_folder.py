@@ -22,7 +22,7 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
 
-#: Names another folder for the project.
+#: Environment variable that names a folder for the project instead of the user's data folder.
 PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
 _VERSION_NAME = re.compile(r"v[0-9]+")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
