@@ -72,7 +72,7 @@ def run_fine_tune(
     begun = [] if base is None or has_learnt(base) else [begins_with(base)]
     if model is None and base is not None and not helps(base, settings):
         begun, base = [begins_anew(base)], None
-        settings, found = settings_for(folder, base, *wishes)
+        settings, found = settings_for(folder, base, *wishes, found)
     _say_seen(base, folder.judging)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]

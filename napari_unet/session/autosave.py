@@ -52,8 +52,9 @@ class Autosave:
         """
         scan = state.scan
         with self._changed:
-            left = self._unsaved.pop(scan.fingerprint, None)
-        if left is not None:
+            left = self._unsaved.get(scan.fingerprint)
+        # A header corrected meanwhile may name another plane.
+        if left is not None and left.annotation.slice_axis == scan.slice_axis:
             state.annotation, state.locked, state.taught = left.annotation, left.locked, left.taught
             self.mark(state)
             return f"{state.name}: your labels are back, but they could not be saved yet."

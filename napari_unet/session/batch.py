@@ -224,8 +224,11 @@ def settings_for(
     values: dict[str, Any],
     memory_bytes: int | None = None,
     device: str = "cpu",
+    found: Fingerprint | None = None,
 ) -> tuple[ModelSettings, Fingerprint]:
     """Return the settings to train a folder with, the base's or a plan, and what was measured of its scans.
+
+    What was measured before (``found``) is not measured again: that reads every scan through.
 
     Raises
     ------
@@ -246,7 +249,8 @@ def settings_for(
     values = {"training.newest_fraction": 0.0, **values}
     if has_learnt(base):
         require_classes(base, n_classes)
-    found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
+    if found is None:
+        found = fingerprint([item.scan for item in folder.teaching], [item.labels for item in folder.teaching])
     if has_learnt(base):
         return base.card.settings.with_values(values), found
     wishes: dict[str, Any] = {"memory_bytes": memory_bytes, "overrides": values, "device": device}
