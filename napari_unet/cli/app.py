@@ -22,11 +22,11 @@ app = typer.Typer(
 )
 
 
-def _resolve(device: str) -> ResolvedCompute:
+def _resolve(device: str, runtime: str = "torch") -> ResolvedCompute:
     from napari_unet.compute.device import resolve
     from napari_unet.domain.settings import ComputeSettings
 
-    return resolve(ComputeSettings.model_validate({"device": device}))
+    return resolve(ComputeSettings.model_validate({"device": device, "runtime": runtime}))
 
 
 @app.command()
@@ -74,11 +74,18 @@ def predict(
         bool, typer.Option("--labelmap", help="With dicom-seg: one label map instead of a segment per class.")
     ] = False,
     device: o.Device = "auto",
-    runtime: Annotated[str, typer.Option("--runtime", help="auto or torch.")] = "auto",
+    runtime: o.Runtime = "auto",
     compute: o.ComputeAddress = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow a cluster without TLS.")] = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over flips: slower, steadier.")] = False,
-    uncertainty: Annotated[bool, typer.Option("--uncertainty", help="Write an uncertainty map too.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Write beside each mask how unsure the model is; averages as --tta does."),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="inference or after_care settings (docs/settings.md)."),
+    ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Go on after a scan that fails; exit 1 at the end.")
     ] = False,
@@ -90,37 +97,35 @@ def predict(
     """Write masks for scans and folders."""
     from napari_unet.io.registry import read_scan
     from napari_unet.io.writers import require_format
-    from napari_unet.session.batch import find_targets, predict_targets
+    from napari_unet.session.batch import Predictor, find_targets, predict_targets
     from napari_unet.session.models import find_task_model
 
     if compute is not None or insecure:
         o.not_there_yet("--compute")
-    if uncertainty:
-        o.not_there_yet("--uncertainty")
-    if runtime not in ("auto", "torch"):
-        o.not_there_yet(f"--runtime {runtime}")
     if format is not None:
         require_format(format)
     if labelmap and format != "dicom-seg":
         raise typer.BadParameter("--labelmap goes with --format dicom-seg only.")
+    values = {"inference.mirror": tta or uncertainty, **o.parse_proposal_settings(set_)}
     checkpoint = find_task_model(model)
     targets = find_targets(paths)
-    resolved = _resolve(device)
+    predictor = Predictor(checkpoint, _resolve(device, runtime), values)
     if tta and not checkpoint.card.settings.augmentation.mirror:
         say("note: this model never saw mirrored scans, so --tta changes nothing.")
     failures = []
     for outcome in predict_targets(
         targets,
         out,
-        checkpoint,
-        resolved,
+        predictor,
         format_name=format,
-        average=tta,
         labelmap=labelmap,
+        uncertainty=uncertainty,
         read=lambda path: read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample),
     ):
         if outcome.error is None:
             say(f"wrote {outcome.written}")
+            for note in outcome.notes:
+                say(f"note: {outcome.target.source.name}: {note}")
             continue
         if not keep_going:
             raise outcome.error

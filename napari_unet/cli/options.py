@@ -11,6 +11,7 @@ import typer
 
 from napari_unet.domain.errors import PairingError, SettingsError
 from napari_unet.domain.settings import Device as DeviceName
+from napari_unet.domain.settings import Runtime as RuntimeName
 from napari_unet.io.masks import TruthRule
 from napari_unet.training.presets import PRESETS, preset_named
 
@@ -40,6 +41,18 @@ def _known_device(value: str) -> str:
 
 
 Device = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.", callback=_known_device)]
+
+
+def _known_runtime(value: str) -> str:
+    if value not in get_args(RuntimeName):
+        raise typer.BadParameter(f"--runtime is one of {', '.join(get_args(RuntimeName))}, not {value!r}.")
+    return value
+
+
+Runtime = Annotated[
+    str,
+    typer.Option("--runtime", help="auto (the fastest installed), torch, onnx or openvino.", callback=_known_runtime),
+]
 _RECIPES = "; ".join(f"{name}: for {preset_named(name).purpose}" for name in PRESETS)
 Preset = Annotated[str | None, typer.Option("--preset", metavar="NAME", help=f"{_RECIPES}. The first, if not given.")]
 Unlabelled = Annotated[
@@ -74,6 +87,21 @@ def matcher(regex: str | None, option: str) -> Callable[[str], bool]:
     except re.error as error:
         raise PairingError(f"{option} {regex!r} is not a regular expression: {error}.") from error
     return lambda stem: pattern.search(stem) is not None
+
+
+def parse_proposal_settings(assignments: list[str] | None) -> dict[str, Any]:
+    """Return :func:`parse_settings` of those that say how a model proposes, not what it is.
+
+    Raises
+    ------
+    SettingsError
+        Another setting: it is part of the model.
+    """
+    values = parse_settings(assignments)
+    for key in values:
+        if key.partition(".")[0] not in ("inference", "after_care"):
+            raise SettingsError(f"{key} is part of the model: predict takes inference and after_care settings only.")
+    return values
 
 
 def parse_settings(assignments: list[str] | None) -> dict[str, Any]:

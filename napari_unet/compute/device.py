@@ -1,4 +1,4 @@
-"""Which device, precision and number of threads a job computes with: decided once, before it starts.
+"""Which device, precision, runtime and number of threads a job computes with: decided once, before it starts.
 
 The decision needs torch, so that a window asks for it with a job (:func:`resolving`). What is decided travels as a
 value; nothing below this floor chooses for itself.
@@ -13,10 +13,11 @@ import os
 import platform
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import EngineError
+from napari_unet.domain.errors import EngineError, ModelError
 from napari_unet.domain.settings import ComputeSettings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ _WORTHWHILE_SPEED_UP = 1.2
 _PROBE_REPEATS = 8
 _PROBE_FEWEST_REPEATS = 2
 _PROBE_SECONDS = 0.3
+#: A runtime other than torch has to be clearly faster to be worth the seconds that converting a network takes.
+_WORTHWHILE_RUNTIME = 1.2
+_PROBE_SIDE, _RUNTIME_REPEATS = 256, 3
 
 
 def resolve(settings: ComputeSettings) -> ResolvedCompute:
@@ -36,7 +40,8 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     settings : ComputeSettings
         ``auto`` takes CUDA before MPS before the CPU. On CUDA it takes bfloat16 where the hardware has it, else
         float16; on MPS float32; on the CPU whichever of float32 and bfloat16 a short probe finds faster
-        (remembered per processor and version of torch).
+        (remembered per processor and version of torch). The runtime ``auto`` takes the fastest of those installed,
+        by a probe that is remembered too, on a CPU; elsewhere torch.
 
     Returns
     -------
@@ -46,7 +51,7 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     Raises
     ------
     EngineError
-        A device was asked for by name and is not there.
+        A device or runtime was asked for by name and is not there.
     """
     threads = settings.threads or available_cores()
     device, why = _device(settings.device)
@@ -55,7 +60,21 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
         precision = {"cuda": _cuda_precision, "mps": lambda: "float32", "cpu": lambda: _cpu_precision(threads)}[
             device
         ]()
-    return ResolvedCompute(device, precision, threads, reason=f"{why}, in {precision}.")
+    from napari_unet.inference.runtimes import RUNTIME_NAMES
+
+    plain = ResolvedCompute(device, precision, threads)
+    runtime: str = settings.runtime
+    if runtime == "auto":
+        runtime = _fastest_runtime(plain) if device == "cpu" else "torch"
+    elif runtime != "torch":
+        _require_runtime(runtime)
+    by = "" if runtime == "torch" else f", proposing with {RUNTIME_NAMES[runtime]}"
+    return replace(
+        plain,
+        runtime=runtime,
+        runtime_wanted=settings.runtime not in ("auto", "torch"),
+        reason=f"{why}, in {precision}{by}.",
+    )
 
 
 def resolving(settings: ComputeSettings) -> Generator[object, None, ResolvedCompute]:
@@ -113,7 +132,7 @@ def _cpu_precision(threads: int) -> str:
 
     key = f"torch {torch.__version__}, {_cpu_name()}, {threads} threads"
     path = _cache_path()
-    known = _read_cache(path)
+    known = _read_cache(path, ("float32", "bfloat16"))
     if key not in known:
         known[key] = {name: _probe(name, threads) for name in ("float32", "bfloat16")}
         _write_cache(path, known)
@@ -147,6 +166,63 @@ def _probe(precision: str, threads: int) -> float:
         torch.set_num_threads(before)
 
 
+def _require_runtime(name: str) -> None:
+    from napari_unet.inference.runtimes import RUNTIME_NAMES, installed_runtimes
+
+    if name not in installed_runtimes():
+        raise EngineError(
+            f"{RUNTIME_NAMES[name]} is not installed: run pip install 'napari-unet[{name}]', or choose the runtime "
+            "'torch'."
+        )
+
+
+@functools.cache
+def _fastest_runtime(compute: ResolvedCompute) -> str:
+    from napari_unet.inference.runtimes import installed_runtimes, versions
+
+    names = installed_runtimes()
+    if not names:
+        return "torch"
+    key = f"{versions(names)}, {_cpu_name()}, {compute.threads} threads, {compute.precision}"
+    path = _cache_path().with_name("cpu-runtime.json")
+    known = _read_cache(path, ("torch",))
+    if key not in known:
+        known[key] = {name: _probe_runtime(replace(compute, runtime=name)) for name in ("torch", *names)}
+        _write_cache(path, known)
+    seconds = known[key]
+    logger.info("%s: %s", key, seconds)
+    best = min(seconds, key=lambda name: seconds[name])
+    return best if seconds["torch"] >= _WORTHWHILE_RUNTIME * seconds[best] else "torch"
+
+
+def _probe_runtime(compute: ResolvedCompute) -> float:
+    """Return the seconds in which a small network of the default kind predicts one plane; the best of a few."""
+    import torch
+
+    from napari_unet.domain.settings import ModelSettings
+    from napari_unet.inference.runner import Runner
+    from napari_unet.networks.factory import build
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(compute.threads)
+    try:
+        settings = ModelSettings().with_values({"inference.skip_constant": False})
+        runner = Runner(build(settings.network, seed=0), settings, replace(compute, runtime_wanted=True))
+        plane, best = torch.zeros(1, 1, _PROBE_SIDE, _PROBE_SIDE), float("inf")
+        with torch.inference_mode():
+            runner.probability(plane)
+            for _ in range(_RUNTIME_REPEATS):
+                start = time.perf_counter()
+                runner.probability(plane)
+                best = min(best, time.perf_counter() - start)
+        return best
+    except ModelError as error:
+        logger.info("%s", error)
+        return float("inf")
+    finally:
+        torch.set_num_threads(before)
+
+
 def _cpu_name() -> str:
     if platform.system() == "Linux":
         try:
@@ -164,11 +240,12 @@ def _cache_path() -> Path:
     return platformdirs.user_cache_path("napari-unet") / "cpu-precision.json"
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, float]]:
+def _read_cache(path: Path, needed: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Return the measurements made before; none where the file is absent or not ours."""
     try:
         found = json.loads(path.read_text())
-        return {key: {name: float(value[name]) for name in ("float32", "bfloat16")} for key, value in found.items()}
+        known = {key: {name: float(seconds) for name, seconds in value.items()} for key, value in found.items()}
+        return {key: value for key, value in known.items() if set(needed) <= value.keys()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

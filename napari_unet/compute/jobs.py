@@ -28,6 +28,7 @@ from napari_unet.domain.settings import ModelSettings, PreparationSettings
 from napari_unet.inference.live import Features, Painted, Refitted, Window
 
 if TYPE_CHECKING:
+    from napari_unet.inference.runner import Runner
     from napari_unet.inference.slabs import Slab, SlabResult
     from napari_unet.training.lesson import FineTuned, Lesson
 
@@ -127,6 +128,9 @@ class _Recent:
 _images = _Recent(2)
 _checkpoints = _Recent(3)
 _networks = _Recent(3)
+_runners = _Recent(3)
+# What is odd about a scan in the eyes of a model, until it has been said.
+_oddities = _Recent(64)
 # For live refits: what is known of single slices, up to 80 MB each, and what was proposed for them lately.
 _slices = _Recent(4)
 _answers = _Recent(256)
@@ -157,6 +161,15 @@ def _network(file: SharedArray) -> Any:
     return _networks.get(file.key, make)
 
 
+def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
+    """Return the network of a checkpoint where it runs; it keeps what it learns about memory and device."""
+    from napari_unet.inference.runner import Runner
+
+    key = (file.key, compute.device, compute.precision, compute.runtime)
+    settings = _checkpoint(file).card.settings
+    return _runners.get(key, lambda: Runner(_network(file)[0], settings, compute))
+
+
 def propose(
     scan: ScanHandle, checkpoint_file: SharedArray, slabs: Sequence[Slab], compute: ResolvedCompute
 ) -> Generator[Proposal, None, None]:
@@ -176,7 +189,8 @@ def propose(
         One per slab, in acquired planes.
     """
     from napari_unet.inference.predict import predict
-    from napari_unet.patches.prepare import prepare
+    from napari_unet.inference.suitability import unlike
+    from napari_unet.patches.prepare import PreparedScan
     from napari_unet.patches.spacing import zoom_of
     from napari_unet.training.examples import to_label_values
 
@@ -185,15 +199,17 @@ def propose(
     opened = scan.open()
     # What is made of the voxels depends on how they stand too.
     key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, preparation)
-    image = _images.get(key, lambda: prepare(opened, preparation))
+    image = _images.get(key, lambda: PreparedScan(opened, preparation))
     zoom = zoom_of(opened, card.settings)
-    network, pixels = _network(checkpoint_file)
-    for result in predict(network, image, card.settings, compute, slabs, zoom, pixels):
+    odd = _oddities.get((*key, checkpoint_file.key), lambda: [unlike(card, opened, image)])
+    runner, pixels = _runner(checkpoint_file, compute), _network(checkpoint_file)[1]
+    for result in predict(runner, image, card.settings, compute, slabs, zoom, pixels):
         if result.classes[0].size <= _LARGEST_ANSWER:
             for index in range(result.slab.start, result.slab.stop):
                 _answers.get((*key[:-1], checkpoint_file.key, index), partial(_same, result))
         labels = to_label_values(result.classes, card.label_schema)
-        yield Proposal(result.slab.start, labels, result.confidence, checkpoint_file.key, scan.voxels.key)
+        notes = " ".join(filter(None, (result.note, odd.pop() if odd else None)))
+        yield Proposal(result.slab.start, labels, result.uncertainty, checkpoint_file.key, scan.voxels.key, notes)
 
 
 def refit(
@@ -230,6 +246,7 @@ def refit(
     from napari_unet.inference import live
     from napari_unet.training.examples import to_label_values, to_network_classes
 
+    compute = compute.in_torch()
     time.sleep(rest_seconds)
     yield
     opened = scan.open()
@@ -265,14 +282,14 @@ def _features(
     from napari_unet.inference import live
     from napari_unet.inference.predict import predict
     from napari_unet.inference.slabs import Slab
-    from napari_unet.patches.prepare import prepare
+    from napari_unet.patches.prepare import PreparedScan
     from napari_unet.patches.spacing import zoom_of
 
     if file is None:
         settings = ModelSettings(preparation=PreparationSettings(colour="rgb" if scan.is_rgb else "grey"))
     else:
         settings = _checkpoint(file).card.settings
-    image = _images.get((*key, settings.preparation), lambda: prepare(scan, settings.preparation))
+    image = _images.get((*key, settings.preparation), lambda: PreparedScan(scan, settings.preparation))
     if file is None:
         return live.filtered(image, index, window)
     network, pixels = _network(file)
@@ -299,4 +316,5 @@ def fine_tune(
     opened = [lesson.open() for lesson in lessons]
     base = None if base_file is None else _checkpoint(base_file)
     seen = [scan.open() for scan in unlabelled]
-    return (yield from training.fine_tune(opened, settings, schema, compute, base=base, name=name, unlabelled=seen))
+    options: dict[str, Any] = {"base": base, "name": name, "unlabelled": seen}
+    return (yield from training.fine_tune(opened, settings, schema, compute.in_torch(), **options))

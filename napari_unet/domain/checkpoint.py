@@ -41,6 +41,9 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     compute: str = ""
     modality: str | None = None
+    #: Quantiles of the prepared intensities of the scans it learnt from last, and by how much these differed.
+    intensities: tuple[float, ...] = ()
+    intensity_spread: float = 0.0
     notes: str = ""
     #: Of the pixel classifier in the mixed probabilities, and what each share left to paint on the newest scans.
     pixel_share: float = 0.0

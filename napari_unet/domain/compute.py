@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class ResolvedCompute:
         ``float32``, ``bfloat16`` or ``float16``.
     threads : int
         CPU threads of one job.
+    runtime : str
+        What runs networks that only predict: ``torch``, ``onnx`` or ``openvino``.
+    runtime_wanted : bool
+        The runtime was asked for by name: a network that it cannot run is an error then, and not run by torch.
     reason : str
         One sentence for the person: why this device and precision. Not part of what makes two of them equal.
     """
@@ -24,7 +28,13 @@ class ResolvedCompute:
     device: str
     precision: str
     threads: int
+    runtime: str = "torch"
+    runtime_wanted: bool = False
     reason: str = field(default="", compare=False)
+
+    def in_torch(self) -> ResolvedCompute:
+        """Return the same with torch, for work that is over before a network could be converted."""
+        return replace(self, runtime="torch", runtime_wanted=False)
 
 
 #: For the environment of every process that computes, before torch is loaded. OpenMP threads that spin while they wait

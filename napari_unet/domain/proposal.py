@@ -18,16 +18,19 @@ class Proposal:
         Index, along the scan's slice axis, of the first plane.
     labels : (n, h, w) array of uint8 or uint16
         Values of the label schema.
-    confidence : (n, h, w) array of uint8 or None
-        Probability of the chosen label, 255 = certain.
+    uncertainty : (n, h, w) array of uint8, or None
+        Entropy of the class probabilities, 255 = all classes alike; None where it is not known.
     checkpoint : str
         Identifier of the checkpoint that made it.
     scan : str
         Fingerprint of the scan it was made for.
+    note : str
+        What went wrong and was got round (memory, device), for the person; mostly empty.
     """
 
     first_slice: int
     labels: NDArray
-    confidence: NDArray[np.uint8] | None
+    uncertainty: NDArray[np.uint8] | None
     checkpoint: str
     scan: str
+    note: str = ""

@@ -13,6 +13,7 @@ from napari_unet.domain.errors import SettingsError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
 
 
 class _Frozen(BaseModel):
@@ -212,6 +213,29 @@ class InferenceSettings(_Frozen):
     overlap: float = Field(0.5, ge=0, lt=1, description="Of neighbouring tiles, as a share of their side")
     mirror: bool = Field(True, description="Average over flips of the axes that training mirrored")
     turns: bool = Field(True, description="Average over quarter turns too, where training turned full circle (2D)")
+    skip_constant: bool = Field(
+        True, description="Tiles of a single value (air, padding) are computed once; changes nothing but the time"
+    )
+    thresholds: tuple[float, ...] | None = Field(
+        None,
+        description="Least probability of each class for it to be proposed, the first class first; None: the likeliest",
+    )
+
+
+class AfterCareSettings(_Frozen):
+    """What is done to a mask as a whole once it has been proposed."""
+
+    smooth_mm: float = Field(0.0, ge=0, le=100, description="Borders follow a blur of this deviation; 0: as they are")
+    fill_holes: bool = Field(False, description="Each class gets the background that it encloses on all sides")
+    smallest_mm3: float = Field(
+        0.0, ge=0, description="Connected pieces of a class below this volume are removed (mm2 in pictures)"
+    )
+    keep_largest: bool = Field(False, description="Of each class only the largest connected piece stays")
+
+    @property
+    def does_something(self) -> bool:
+        """Whether any of it is asked for."""
+        return self != AfterCareSettings()
 
 
 class ComputeSettings(_Frozen):
@@ -219,6 +243,7 @@ class ComputeSettings(_Frozen):
 
     device: Device = "auto"
     precision: Precision = "auto"
+    runtime: Runtime = "torch"
     threads: int | None = Field(None, ge=1, le=512, description="CPU threads; None: all cores")
 
 
@@ -263,6 +288,7 @@ class ModelSettings(_Frozen):
     augmentation: AugmentationSettings = AugmentationSettings()
     training: TrainingSettings = TrainingSettings()
     inference: InferenceSettings = InferenceSettings()
+    after_care: AfterCareSettings = AfterCareSettings()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelSettings:
@@ -281,6 +307,13 @@ class ModelSettings(_Frozen):
             raise ValueError("training.dice_weight and training.cross_entropy_weight cannot both be 0")
         if self.training.consistency_weight > 0 and self.training.ema_decay == 0:
             raise ValueError("training.consistency_weight wants a teacher: set training.ema_decay above 0")
+        thresholds = self.inference.thresholds
+        if thresholds is not None:
+            classes = self.network.out_channels - 1
+            if len(thresholds) != classes or not all(0 < each < 1 for each in thresholds):
+                raise ValueError(
+                    f"inference.thresholds wants {classes} numbers between 0 and 1, not {list(thresholds)}"
+                )
         mirror = self.augmentation.mirror
         if not set(mirror) <= set(range(n)) or len(set(mirror)) < len(mirror):
             raise ValueError(f"augmentation.mirror wants axes from 0 to {n - 1}, each once, not {list(mirror)}")

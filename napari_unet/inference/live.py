@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.patches.prepare import PreparedScan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,13 +132,12 @@ def window_around(shape: tuple[int, int], focus: tuple[int, int], dimensions: in
     return Window(*starts, *sizes)
 
 
-def filtered(image: NDArray[np.float32], index: int, window: Window) -> Features:
+def filtered(image: NDArray[np.float32] | PreparedScan, index: int, window: Window) -> Features:
     """Return features that need no model: intensity, edges and texture at several scales.
 
     Parameters
     ----------
-    image : (C, S, H, W) float32 array
-        Prepared scan.
+    image : (C, S, H, W) float32 array, or PreparedScan
     index : int
         Plane.
     window : Window
@@ -150,7 +150,7 @@ def filtered(image: NDArray[np.float32], index: int, window: Window) -> Features
 
 def seen_by_head(
     network: UNet,
-    image: NDArray[np.float32],
+    image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
     compute: ResolvedCompute,
     index: int,
@@ -164,8 +164,7 @@ def seen_by_head(
     ----------
     network : UNet
         Its weights are not changed; it is moved to the device and set to evaluation.
-    image : (C, S, H, W) float32 array
-        Prepared scan.
+    image : (C, S, H, W) float32 array, or PreparedScan
     settings, compute, zoom
         As for :func:`napari_unet.inference.predict.predict`.
     index : int

@@ -7,9 +7,10 @@ with the slab and not with the volume, and the one on screen can go first.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -19,17 +20,16 @@ from torch import Tensor
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.settings import InferenceSettings, ModelSettings
+from napari_unet.domain.settings import ModelSettings
+from napari_unet.inference.runner import Runner
 from napari_unet.inference.slabs import Slab, SlabResult
-from napari_unet.networks.heads import class_logits
 from napari_unet.networks.pixel_head import PixelHead, pixel_head_of
 from napari_unet.networks.unet import UNet
 from napari_unet.patches.filters import plane_features
+from napari_unet.patches.prepare import PreparedScan
 
 # Planes on each side of a 3D slab that are predicted for their neighbours' sake.
 _HALO = 16
-# Voxels in one forward pass: beyond this CPU caches and small GPUs suffer.
-_TILE_VOXELS = {2: 512 * 512, 3: 96 * 96 * 96}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +48,8 @@ class PixelShare:
 
 
 def predict(
-    network: UNet,
-    image: NDArray[np.float32],
+    network: UNet | Runner,
+    image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
     compute: ResolvedCompute,
     slabs: Sequence[Slab],
@@ -60,10 +60,10 @@ def predict(
 
     Parameters
     ----------
-    network : UNet
-        In any mode; it is set to evaluation.
-    image : (C, S, H, W) float32 array
-        From :func:`napari_unet.patches.prepare.prepare`.
+    network : UNet or Runner
+        In any mode; it is set to evaluation. A runner keeps what it learnt about the device for the next call.
+    image : (C, S, H, W) float32 array, or PreparedScan
+        From :mod:`napari_unet.patches.prepare`.
     settings : ModelSettings
         Tiles, overlap, averaging over flips.
     compute : ResolvedCompute
@@ -78,23 +78,61 @@ def predict(
     Yields
     ------
     SlabResult
-        One per slab.
+        One per slab. Where the memory is too small the passes, then the tiles are halved, then the CPU takes over; and
+        so it does where the GPU stops answering. The slab's note says so.
     """
-    network.to(compute.device).eval()
+    runner = network if isinstance(network, Runner) else Runner(network, settings, compute)
     for slab in slabs:
-        probability = predict_slab(network, image, settings, compute, slab, zoom, pixels)
-        confidence, classes = probability.max(0)
-        yield SlabResult(
-            slab,
-            classes.to(torch.uint8).cpu().numpy(),
-            (confidence * 255).round().to(torch.uint8).cpu().numpy(),
-        )
+        yield runner.attempt(partial(_result, runner, image, settings, compute, slab, zoom, pixels))
+
+
+@torch.inference_mode()
+def _result(
+    runner: Runner,
+    image: NDArray[np.float32] | PreparedScan,
+    settings: ModelSettings,
+    compute: ResolvedCompute,
+    slab: Slab,
+    zoom: tuple[float, float, float],
+    pixels: PixelShare | None,
+) -> SlabResult:
+    probability = predict_slab(runner, image, settings, compute, slab, zoom, pixels)
+    confidence, classes = _chosen(probability, settings.inference.thresholds)
+    found = (classes.to(torch.uint8).cpu().numpy(), _as_bytes(confidence), _as_bytes(entropy(probability)))
+    note, runner.note = runner.note, ""
+    return SlabResult(slab, *found, note)
+
+
+def _chosen(probability: Tensor, thresholds: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:
+    """Return the class of each voxel, and its probability."""
+    if thresholds is None:
+        return probability.max(0)
+    # Of several classes that reach their threshold, the one that is the most above it in proportion.
+    least = probability.new_tensor(thresholds).view(-1, *(1,) * (probability.ndim - 1))
+    most, classes = (probability[1:] / least).max(0)
+    classes = (classes + 1) * (most >= 1)
+    return probability.gather(0, classes[None])[0], classes
+
+
+def _as_bytes(shares: Tensor) -> NDArray[np.uint8]:
+    return (shares * 255).round_().to(torch.uint8).cpu().numpy()
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """Return how unsure each voxel is: the entropy of its class probabilities over the largest there is, 0 to 1.
+
+    Parameters
+    ----------
+    probability : (K, *spatial) float Tensor
+        Averaged over poses, so that it holds what they disagree about too (Wang et al. 2019).
+    """
+    return torch.special.entr(probability).sum(0).div_(math.log(len(probability))).clamp_(0, 1)
 
 
 @torch.inference_mode()
 def predict_slab(
-    network: UNet,
-    image: NDArray[np.float32],
+    network: UNet | Runner,
+    image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
     compute: ResolvedCompute,
     slab: Slab,
@@ -102,42 +140,50 @@ def predict_slab(
     pixels: PixelShare | None = None,
 ) -> Tensor:
     """Return class probabilities ``(K, n, h, w)`` of one slab, float32 on the device."""
-    if settings.network.dimensions == 2:
-        return torch.stack(
-            [
-                _plane(network, image, index, settings, compute, zoom[1:], pixels)
-                for index in range(slab.start, slab.stop)
-            ],
-            dim=1,
-        )
+    runner = network if isinstance(network, Runner) else Runner(network, settings, compute)
+    predicted = _planes if settings.network.dimensions == 2 else _solid
+    return runner.attempt(lambda: predicted(runner, image, settings, slab, zoom, pixels))
+
+
+def _solid(
+    runner: Runner,
+    image: NDArray[np.float32] | PreparedScan,
+    settings: ModelSettings,
+    slab: Slab,
+    zoom: tuple[float, float, float],
+    pixels: PixelShare | None,
+) -> Tensor:
+    """Return class probabilities ``(K, n, h, w)`` of a 3D network."""
     halo = round(_HALO * zoom[0]) if slab.stop - slab.start < image.shape[1] else 0
     start, stop = max(0, slab.start - halo), min(image.shape[1], slab.stop + halo)
-    volume = torch.from_numpy(np.ascontiguousarray(image[:, start:stop])).to(compute.device)
-    probability = tiled(network, on_network_grid(volume[None], zoom), settings, compute)
+    volume = runner.put(image[:, start:stop])
+    probability = tiled(runner, on_network_grid(volume[None], zoom))
     return _on_acquired_grid(probability, tuple(volume.shape[1:]))[0, :, slab.start - start : slab.stop - start]
 
 
-def _plane(
-    network: UNet,
-    image: NDArray[np.float32],
-    index: int,
+def _planes(
+    runner: Runner,
+    image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
-    compute: ResolvedCompute,
-    zoom: tuple[float, ...],
+    slab: Slab,
+    zoom: tuple[float, float, float],
     pixels: PixelShare | None,
 ) -> Tensor:
-    """Return class probabilities ``(K, h, w)`` of one plane."""
-    plane = torch.from_numpy(np.ascontiguousarray(image[:, index])).to(compute.device)
-    seen = on_network_grid(plane[None], zoom)
+    """Return class probabilities ``(K, n, h, w)`` of a 2D network, planes together."""
+    planes = runner.put(np.moveaxis(image[:, slab.start : slab.stop], 1, 0))
+    seen = on_network_grid(planes, zoom[1:])
     share = 0.0 if pixels is None else pixels.share
     # Whose share is nothing is not asked.
-    probability = tiled(network, seen, settings, compute) if share < 1 else seen.new_zeros(())
+    probability = tiled(runner, seen) if share < 1 else seen.new_zeros(())
     if pixels is not None and share > 0:
-        features = torch.from_numpy(plane_features(seen[0].cpu().numpy(), image.shape[1], index, settings))
-        logits = pixels.head.to(compute.device)(features.to(compute.device).flatten(1).T)
-        own = logits.softmax(1).T.reshape(1, -1, *seen.shape[2:])
-        probability = (1 - share) * probability + share * own
-    return _on_acquired_grid(probability, tuple(plane.shape[1:]))[0]
+        head = pixels.head.to(runner.device)
+        own = []
+        for plane, index in zip(seen, range(slab.start, slab.stop), strict=True):
+            features = torch.from_numpy(plane_features(plane.cpu().numpy(), image.shape[1], index, settings))
+            logits = head(features.to(runner.device).flatten(1).T)
+            own.append(logits.softmax(1).T.reshape(-1, *seen.shape[2:]))
+        probability = (1 - share) * probability + share * torch.stack(own)
+    return _on_acquired_grid(probability, tuple(planes.shape[2:])).transpose(0, 1)
 
 
 def on_network_grid(x: Tensor, zoom: Sequence[float]) -> Tensor:
@@ -155,72 +201,26 @@ def _on_acquired_grid(probability: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.interpolate(probability, shape, mode="bilinear" if len(shape) == 2 else "trilinear", align_corners=False)
 
 
-def tiled(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute) -> Tensor:
-    """Return probabilities ``(1, K, *spatial)`` of one input, whole where it fits, else tile by tile."""
+def tiled(runner: Runner, x: Tensor) -> Tensor:
+    """Return probabilities ``(B, K, *spatial)`` of inputs, whole where they fit, else tile by tile."""
     spatial = tuple(x.shape[2:])
-    tile = _tile_shape(spatial, settings.inference, network.divisor)
+    tile = runner.tile_shape(spatial)
+    inference = runner.settings.inference
     padded = tuple(max(s, t) for s, t in zip(spatial, tile, strict=True))
     x = _pad(x, padded)
-    corners = list(
-        itertools.product(*(_starts(p, t, settings.inference.overlap) for p, t in zip(padded, tile, strict=True)))
-    )
+    corners = list(itertools.product(*(_starts(p, t, inference.overlap) for p, t in zip(padded, tile, strict=True))))
     if len(corners) == 1:
-        total = _probability(network, x, settings, compute)
+        total = runner.probability(x)
     else:
         window = torch.from_numpy(_gaussian(tile)).to(x.device)
-        total = x.new_zeros((1, settings.network.out_channels, *padded))
+        total = x.new_zeros((len(x), runner.settings.network.out_channels, *padded))
         weight = x.new_zeros(padded)
         for corner in corners:
             box = (slice(None), slice(None), *(slice(c, c + t) for c, t in zip(corner, tile, strict=True)))
-            total[box] += _probability(network, x[box], settings, compute) * window
+            total[box] += runner.probability(x[box]).mul_(window)
             weight[box[2:]] += window
         total /= weight
     return total[(slice(None), slice(None), *(slice(0, s) for s in spatial))]
-
-
-def _probability(network: UNet, x: Tensor, settings: ModelSettings, compute: ResolvedCompute) -> Tensor:
-    """Return softmax probabilities, averaged over the poses that are asked for."""
-    poses = _poses(settings)
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(compute.precision)
-    total: Tensor | None = None
-    with torch.autocast(torch.device(compute.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
-        for flip, turned in poses:
-            seen = x.transpose(-2, -1) if turned else x
-            seen = seen.flip(flip) if flip else seen
-            out = class_logits(network(seen).float(), settings.network).softmax(1)
-            out = out.flip(flip) if flip else out
-            out = out.transpose(-2, -1) if turned else out
-            total = out if total is None else total.add_(out)
-    assert total is not None
-    return total / len(poses)
-
-
-def _poses(settings: ModelSettings) -> list[tuple[tuple[int, ...], bool]]:
-    """Return the axes flipped, and whether rows and columns change places first, of each pose to average over.
-
-    A transposition and the two flips make the eight poses of a square, the quarter turns among them.
-    """
-    augmentation, inference = settings.augmentation, settings.inference
-    axes = [axis + 2 for axis in augmentation.mirror] if inference.mirror else []
-    flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)]
-    network = settings.network
-    # What treats rows and columns unlike cannot be shown one for the other.
-    alike = all(size[0] == size[-1] for size in (*network.strides, *(network.kernels or ())))
-    turns = inference.turns and network.dimensions == 2 and augmentation.rotation_degrees == 180 and len(axes) == 2
-    return [(flip, turned) for turned in ((False, True) if turns and alike else (False,)) for flip in flips]
-
-
-def _tile_shape(spatial: tuple[int, ...], settings: InferenceSettings, divisor: tuple[int, ...]) -> tuple[int, ...]:
-    wished = settings.tile
-    if wished is None:
-        wished = spatial
-        # Halve the longest side until a tile fits.
-        while np.prod(wished) > _TILE_VOXELS[len(spatial)]:
-            longest = int(np.argmax(wished))
-            wished = tuple(-(-w // 2) if i == longest else w for i, w in enumerate(wished))
-    tile = tuple(-(-min(w, s) // d) * d for w, s, d in zip(wished, spatial, divisor, strict=True))
-    # A single deepest feature has no deviation to normalise by.
-    return tuple(2 * d for d in divisor) if tile == divisor else tile
 
 
 def _starts(size: int, tile: int, overlap: float) -> list[int]:

@@ -20,14 +20,33 @@ class Slab:
     start: int
     stop: int
 
+    def distance(self, index: int) -> int:
+        """Return how many planes away its nearest plane is; 0 for those in it."""
+        return max(self.start - index, index - (self.stop - 1), 0)
+
 
 @dataclass(frozen=True, eq=False)
 class SlabResult:
-    """Network classes ``(n, h, w)`` uint8 and confidence ``(n, h, w)`` uint8 (255 = certain) of a slab."""
+    """What a model says about a slab.
+
+    Parameters
+    ----------
+    slab : Slab
+    classes : (n, h, w) uint8 array
+        Network classes.
+    confidence : (n, h, w) uint8 array
+        Probability of the class, 255 = certain.
+    uncertainty : (n, h, w) uint8 array
+        Entropy of the class probabilities, 255 = all classes alike.
+    note : str
+        What went wrong and was got round, for the person; mostly empty.
+    """
 
     slab: Slab
     classes: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
+    uncertainty: NDArray[np.uint8]
+    note: str = ""
 
 
 def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | None = None) -> list[Slab]:
@@ -50,8 +69,7 @@ def plan_slabs(shape: tuple[int, ...], settings: ModelSettings, first: int | Non
         depth = n_slices if n_slices <= 96 else 48
     slabs = [Slab(a, min(a + depth, n_slices)) for a in range(0, n_slices, depth)]
     if first is not None:
-        # The last slab may be a short one, whose middle is nearer than that of the slab one looks at.
-        slabs.sort(key=lambda slab: max(slab.start - first, first - (slab.stop - 1), 0))
+        slabs.sort(key=lambda slab: slab.distance(first))
         if settings.network.dimensions == 2 and n_slices > 1:
             slabs.insert(0, Slab(first, first + 1))
     return slabs

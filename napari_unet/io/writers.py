@@ -124,13 +124,49 @@ def write_mask(
     suffix = _suffix(path)
     _refuse_volume_as_picture(suffix, scan)
     _refuse_source(path, scan)
-    labels = labels.astype(np.uint8 if max(schema.ids) <= 255 else np.uint16)
+    labels = labels.astype(np.uint8 if max(schema.ids) <= 255 else np.uint16, copy=False)
     if suffix == ".dcm":
         from napari_unet.io.dicom.segmentation import write_dicom_seg
 
         write_dicom_seg(labels, scan, path, schema, labelmap=labelmap, algorithm=algorithm, model_name=model_name)
         return
     put_in_place(path, _WRITTEN.get(suffix, suffix), _mask_file(suffix, labels, scan, path, schema))
+
+
+def uncertainty_path(mask_path: Path | str, scan: Scan) -> Path:
+    """Return where the uncertainty of a mask lies: beside it, a PNG for a picture that is no NIfTI, else NIfTI."""
+    mask_path = Path(mask_path)
+    picture = len(scan.spatial_shape) == 2 and mask_path.suffix.lower() in (".png", ".tif", ".tiff")
+    stem = mask_path.name[: len(mask_path.name) - len(_suffix(mask_path))]
+    return mask_path.with_name(f"{stem}-uncertainty{'.png' if picture else '.nii.gz'}")
+
+
+def write_uncertainty(uncertainty: NDArray[np.uint8], scan: Scan, path: Path) -> None:
+    """Write how unsure a model is of each voxel.
+
+    Parameters
+    ----------
+    uncertainty : uint8 array
+        Over the scan's spatial axes, as loaded; 255 = all classes alike.
+    scan : Scan
+        As for :func:`write_mask`.
+    path : Path
+        From :func:`uncertainty_path`: a PNG holds the bytes, a NIfTI file float32 from 0 to 1.
+
+    Raises
+    ------
+    ExportError
+        The disk refuses.
+    """
+    _refuse_source(path, scan)
+    if path.suffix == ".png":
+        from napari_unet.io.writing.pictures import png_mask
+
+        put_in_place(path, ".png", png_mask(uncertainty))
+        return
+    from napari_unet.io.writing.nifti import nifti_mask
+
+    put_in_place(path, ".nii.gz", nifti_mask(np.divide(uncertainty, 255, dtype=np.float32), scan, "estimate"))
 
 
 def _mask_file(suffix: str, labels: NDArray, scan: Scan, path: Path, schema: LabelSchema) -> MaskFile:

@@ -45,7 +45,8 @@ def grown_settings(settings: ModelSettings, n_classes: int) -> ModelSettings:
     new = range(network.out_channels, n_classes + 1)
     if not new:
         return settings
-    values: dict[str, object] = {"network.out_channels": n_classes + 1}
+    # What was chosen for the classes there were says nothing about one more.
+    values: dict[str, object] = {"network.out_channels": n_classes + 1, "inference.thresholds": None}
     if network.regions is not None:
         values["network.regions"] = (*network.regions, *((k,) for k in new))
     if weights is not None:

@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         tokens = x.flatten(2).transpose(1, 2) + positions(spatial, x.shape[1], x.device).to(x.dtype)
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.norm(tokens).transpose(1, 2).unflatten(2, spatial)
+        return self.norm(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class _Layer(nn.Module):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
@@ -20,7 +24,7 @@ from napari_unet.io.masks import LabelMapping, TruthRule, distinct_values, infer
 from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, load_pairs
 from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.sidecar import has_record, write_sidecar
-from napari_unet.io.writers import mask_suffix, write_mask
+from napari_unet.io.writers import mask_suffix, uncertainty_path, write_mask, write_uncertainty
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 
 if TYPE_CHECKING:
@@ -56,40 +60,118 @@ def find_targets(paths: Sequence[Path]) -> list[Target]:
     return found
 
 
-def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, average: bool) -> Any:
-    """Return the mask of a whole scan, over its spatial axes, in the label schema's values.
+def predict_scan(checkpoint: Checkpoint, scan: Scan, compute: ResolvedCompute, average: bool) -> NDArray:
+    """Return the mask of one scan by one model, averaged over flips or not; see :class:`Predictor`."""
+    return Predictor(checkpoint, compute, {"inference.mirror": average}).predict(scan).labels
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about a whole scan.
+
+    Parameters
+    ----------
+    labels : array over the scan's spatial axes
+        In the label schema's values.
+    uncertainty : uint8 array of the same shape, or None
+        255 = all classes alike; None where it was not asked for.
+    notes : tuple of str
+        What the person should know: the scan is unlike those that the model learnt from, memory was short.
+    """
+
+    labels: NDArray
+    uncertainty: NDArray[np.uint8] | None
+    notes: tuple[str, ...]
+
+
+class Predictor:
+    """A model, ready to predict one scan after the other.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-    scan : Scan
     compute : ResolvedCompute
-    average : bool
-        Average over flips, where the network learnt from mirrored scans.
+    values : dict
+        Settings of the model to replace, such as ``{"inference.mirror": False}``.
 
     Raises
     ------
     ModelError
-        The scan's channels do not fit the model.
+        The runtime that was asked for cannot run the model.
+    SettingsError
+        There is no such setting, or not such a value.
     """
-    from napari_unet.inference.predict import PixelShare, predict
-    from napari_unet.inference.slabs import plan_slabs
-    from napari_unet.networks.factory import build, load_weights
-    from napari_unet.patches.prepare import prepare
-    from napari_unet.patches.spacing import zoom_of
-    from napari_unet.training.examples import to_label_values
 
-    settings = checkpoint.card.settings.with_values({"inference.mirror": average})
-    require_channels(checkpoint, scan)
-    network = build(settings.network, seed=0)
-    load_weights(network, checkpoint.weights)
-    image = prepare(scan, settings.preparation)
-    classes = np.zeros(image.shape[1:], np.uint8)
-    slabs = plan_slabs(image.shape[1:], settings)
-    pixels = PixelShare.of(checkpoint)
-    for result in predict(network, image, settings, compute, slabs, zoom_of(scan, settings), pixels):
-        classes[result.slab.start : result.slab.stop] = result.classes
-    return scan.from_planes(to_label_values(classes, checkpoint.card.label_schema))
+    def __init__(self, checkpoint: Checkpoint, compute: ResolvedCompute, values: dict[str, Any]) -> None:
+        from napari_unet.inference.predict import PixelShare
+        from napari_unet.inference.runner import Runner
+        from napari_unet.networks.factory import build, load_weights
+
+        self.checkpoint = checkpoint
+        self._settings = checkpoint.card.settings.with_values(values)
+        self._compute = compute
+        network = build(self._settings.network, seed=0)
+        load_weights(network, checkpoint.weights)
+        self._runner = Runner(network, self._settings, compute)
+        self._pixels = PixelShare.of(checkpoint)
+
+    def predict(self, scan: Scan, *, uncertainty: bool = False, scratch: Path | None = None) -> Prediction:
+        """Return the mask of a whole scan.
+
+        Parameters
+        ----------
+        scan : Scan
+            One that is larger than the memory is read slab by slab.
+        uncertainty : bool
+            Tell how unsure the model is, too.
+        scratch : Path, optional
+            An empty folder for the mask of a scan that is larger than the memory.
+
+        Raises
+        ------
+        ModelError
+            The scan's channels do not fit the model.
+        ScanError
+            The scan is larger than the memory, and after-care would need its whole mask there.
+        """
+        from napari_unet.inference.after_care import after_care
+        from napari_unet.inference.predict import predict
+        from napari_unet.inference.slabs import plan_slabs
+        from napari_unet.inference.suitability import unlike
+        from napari_unet.patches.prepare import PreparedScan
+        from napari_unet.patches.spacing import zoom_of
+        from napari_unet.training.examples import to_label_values
+
+        settings, schema = self._settings, self.checkpoint.card.label_schema
+        require_channels(self.checkpoint, scan)
+        if scan.is_lazy and settings.after_care.does_something:
+            raise ScanError(
+                "This scan is larger than the memory, and after-care looks at a mask as a whole: switch it off with "
+                "--set for each after_care setting of the model, and clean the mask up in parts."
+            )
+        image = PreparedScan(scan, settings.preparation)
+        shape, folder = image.shape[1:], scratch if scan.is_lazy else None
+        labels = _array(shape, np.uint8 if max(schema.ids) < 256 else np.uint16, folder, "labels")
+        unsure = _array(shape, np.uint8, folder, "uncertainty") if uncertainty else None
+        odd = unlike(self.checkpoint.card, scan, image)
+        notes = [] if odd is None else [odd]
+        slabs, zoom = plan_slabs(shape, settings), zoom_of(scan, settings)
+        for result in predict(self._runner, image, settings, self._compute, slabs, zoom, self._pixels):
+            labels[result.slab.start : result.slab.stop] = to_label_values(result.classes, schema)
+            if unsure is not None:
+                unsure[result.slab.start : result.slab.stop] = result.uncertainty
+            notes += [result.note] if result.note else []
+        found = scan.from_planes(labels)
+        if settings.after_care.does_something:
+            found = after_care(found, scan.geometry.spacing, settings.after_care)
+        return Prediction(found, None if unsure is None else scan.from_planes(unsure), tuple(notes))
+
+
+def _array(shape: tuple[int, ...], dtype: type, folder: Path | None, name: str) -> NDArray:
+    """Return zeros, in a file where a folder is given."""
+    if folder is None:
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
 
 def mask_stem(source: Path, scan: Scan) -> str:
@@ -105,17 +187,17 @@ class Outcome:
     target: Target
     written: Path | None
     error: NapariUnetError | None
+    notes: tuple[str, ...] = ()
 
 
 def predict_targets(
     targets: Sequence[Target],
     out: Path,
-    checkpoint: Checkpoint,
-    compute: ResolvedCompute,
+    predictor: Predictor,
     *,
     format_name: str | None,
-    average: bool,
     labelmap: bool = False,
+    uncertainty: bool = False,
     read: Callable[[Path], Scan] = read_scan,
 ) -> Iterator[Outcome]:
     """Predict scans one by one and write their masks; a failure is an outcome, not an end.
@@ -138,22 +220,40 @@ def predict_targets(
         try:
             scan = read(target.source)
             path = out / target.folder / (mask_stem(target.source, scan) + mask_suffix(format_name, scan))
-            labels = predict_scan(checkpoint, scan, compute, average)
-            card = checkpoint.card
-            write_mask(
-                labels,
-                scan,
-                path,
-                card.label_schema,
-                algorithm="AUTOMATIC",
-                model_name=card.name,
-                labelmap=labelmap,
-            )
-            write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id)
+            with _scratch(out, scan) as scratch:
+                found = predictor.predict(scan, uncertainty=uncertainty, scratch=scratch)
+                _write(found, scan, path, predictor.checkpoint, labelmap)
         except NapariUnetError as error:
             yield Outcome(target, None, error)
         else:
-            yield Outcome(target, path, None)
+            yield Outcome(target, path, None, found.notes)
+
+
+@contextmanager
+def _scratch(out: Path, scan: Scan) -> Iterator[Path | None]:
+    """Give an empty folder beside the results, where the disk has to hold them anyway, for a large scan's arrays."""
+    if not scan.is_lazy:
+        yield None
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=".napari-unet-", dir=out)
+    except OSError as error:
+        raise ExportError(f"{out.name} cannot be written to: choose another folder for the masks.") from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(found: Prediction, scan: Scan, path: Path, checkpoint: Checkpoint, labelmap: bool) -> None:
+    card = checkpoint.card
+    write_mask(
+        found.labels, scan, path, card.label_schema, algorithm="AUTOMATIC", model_name=card.name, labelmap=labelmap
+    )
+    write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id)
+    if found.uncertainty is not None:
+        write_uncertainty(found.uncertainty, scan, uncertainty_path(path, scan))
 
 
 def schema_for(mapping: LabelMapping) -> LabelSchema:

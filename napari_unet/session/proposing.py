@@ -31,8 +31,10 @@ WORSE_THAN_NOTHING = (
     "paint: accept some slices here and fine-tune, or press Propose again to see it all the same."
 )
 _IN_FLIGHT = 2
+#: Voxels beyond which a faster runtime makes up for the seconds that converting a network takes.
+_WORTH_CONVERTING = 2**22
 
-TakeSlab = Callable[[ScanState, Correction, str], None]
+TakeSlab = Callable[[ScanState, Correction, Proposal], None]
 Moved = Callable[[NapariUnetError | None], None]
 
 
@@ -49,7 +51,7 @@ class ProposalRun:
     visible : int
         Slice on screen.
     take : callable
-        Carries out a slab's correction.
+        Carries out a slab's correction, and takes over what else is said of the slab.
     moved : callable
         Called after each slab and at the end, with the error that ended it, if one did.
     """
@@ -90,7 +92,7 @@ class ProposalRun:
 
     def look_at(self, index: int) -> None:
         """Re-order what has not been handed to the engine: nearest to this slice first."""
-        self._queue.sort(key=lambda slab: abs((slab.start + slab.stop - 1) / 2 - index))
+        self._queue.sort(key=lambda slab: slab.distance(index))
 
     def cancel(self) -> None:
         """Hand out nothing more and drop what is under way; what has arrived stays."""
@@ -108,7 +110,8 @@ class ProposalRun:
     def _begin(self, compute: ResolvedCompute) -> None:
         if self._over:
             return
-        self._compute = compute
+        # What is soon done anyway would not wait for the network to be converted.
+        self._compute = compute if self.state.annotation.labels.size >= _WORTH_CONVERTING else compute.in_torch()
         self._scan = self._worker.share_scan(self.state.scan)
         self._file = self._worker.share_checkpoint(self._checkpoint)
         self._feed()
@@ -116,12 +119,14 @@ class ProposalRun:
     def _feed(self) -> None:
         while self._queue and len(self._jobs) < _IN_FLIGHT and not self._over:
             slab = self._queue.pop(0)
+            # Nor does the slice on screen.
+            compute = self._compute.in_torch() if self._n_done == 0 and not self._jobs else self._compute
             job = self._worker.engine.submit(
                 propose,
                 self._scan,
                 self._file,
                 (slab,),
-                self._compute,
+                compute,
                 lane="quick",
                 on_event=self._arrived,
                 on_result=partial(self._finished, slab),
@@ -134,9 +139,10 @@ class ProposalRun:
     def _arrived(self, proposal: Proposal) -> None:
         if self._over or proposal.scan != self.state.scan.fingerprint:
             return
-        correction = proposal_correction(self.state, replace(proposal, checkpoint=self._checkpoint.id))
+        proposal = replace(proposal, checkpoint=self._checkpoint.id)
+        correction = proposal_correction(self.state, proposal)
         self.step = self.state.history.extend(self.step, correction)
-        self._take(self.state, correction, self._checkpoint.id)
+        self._take(self.state, correction, proposal)
 
     def _finished(self, slab: Slab, _: object) -> None:
         if self._over:

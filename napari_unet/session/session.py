@@ -22,6 +22,7 @@ from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
+from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.growing import can_grow
@@ -66,6 +67,7 @@ class Session:
     acceptance_changed = Signal(ScanState)
     schema_changed = Signal()
     model_changed = Signal()
+    uncertainty_changed = Signal(ScanState)
     proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
     training_changed = Signal()  # started, went on, or ended: read ``training``
     verdict_changed = Signal()  # read ``verdict``
@@ -328,10 +330,14 @@ class Session:
         if self.proposal is not None:
             self.proposal.cancel()
 
-    def _take_slab(self, state: ScanState, correction: Correction, checkpoint: str) -> None:
+    def _take_slab(self, state: ScanState, correction: Correction, proposal: Proposal) -> None:
+        if proposal.note:
+            self._tell(f"{state.name}: {proposal.note}")
         if state in self.scans:
-            state.proposed_by = checkpoint
+            state.proposed_by = proposal.checkpoint
             self._commit(state, correction, "session")
+            state.put_uncertainty(proposal)
+            self.uncertainty_changed.emit(state)
 
     def _proposal_moved(self, error: NapariUnetError | None) -> None:
         if error is not None:

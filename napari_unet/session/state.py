@@ -12,6 +12,7 @@ from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.checkpoint import ModelCard
 from napari_unet.domain.errors import MaskError, ScanError
 from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import TOO_LARGE, Scan
 from napari_unet.io.registry import source_stem
 from napari_unet.session.history import History
@@ -48,9 +49,20 @@ class ScanState:
     proposers: dict[str, ModelCard] = field(default_factory=dict)
     #: Stem of the source's file, for naming what is exported.
     stem: str = "scan"
+    #: Over the spatial axes, 255 = all classes alike: what the last proposal said of itself; None before any.
+    uncertainty: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         self.taught = np.zeros(self.scan.n_slices, bool)
+
+    def put_uncertainty(self, proposal: Proposal) -> None:
+        """Take over how unsure a proposal is of its slab."""
+        if proposal.uncertainty is None:
+            return
+        if self.uncertainty is None:
+            self.uncertainty = np.zeros(self.scan.spatial_shape, np.uint8)
+        planes = slice(proposal.first_slice, proposal.first_slice + len(proposal.uncertainty))
+        self.scan.to_planes(self.uncertainty)[planes] = proposal.uncertainty
 
     @property
     def n_accepted(self) -> int:

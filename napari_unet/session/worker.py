@@ -49,7 +49,9 @@ class Worker:
         """Find out about device, precision and threads, in the engine, so that the window does not wait."""
         if not self._asked:
             self._asked = True
-            self.engine.submit(resolving, ComputeSettings(), on_result=self._resolved, on_error=self._failed)
+            self.engine.submit(
+                resolving, ComputeSettings(runtime="auto"), on_result=self._resolved, on_error=self._failed
+            )
 
     def when_resolved(self, begin: Callable[[ResolvedCompute], None], fail: Callable[[NapariUnetError], None]) -> None:
         """Call ``begin`` with what to compute with, now or once it is known; ``fail`` where that is impossible."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from napari_unet.networks.adapting import started as start_from
 from napari_unet.networks.factory import build, load_weights, weights_of
 from napari_unet.networks.growing import grow
 from napari_unet.networks.unet import UNet
+from napari_unet.patches.prepare import intensity_quantiles
 from napari_unet.patches.sampling import Example, PatchSampler
 from napari_unet.training.examples import prepare_lesson, prepare_unlabelled
 from napari_unet.training.first_proposals import first_proposals
@@ -37,6 +39,9 @@ from napari_unet.training.loop import train
 
 # Scans are put on the accelerator, to be cut there, where they take less than this share of its free memory.
 _SHARE_FOR_SCANS = 0.25
+# The newest scans say what a model is for now.
+_MEASURED_SCANS = 20
+_UNKNOWN_SPREAD = 0.25
 
 
 def _without_paths(settings: ModelSettings) -> ModelSettings:
@@ -184,6 +189,7 @@ def train_examples(
         },
         compute=f"{compute.device}, {compute.precision}, {compute.threads} threads",
         modality=next((lesson.scan.modality for lesson in lessons if lesson.scan.modality), None),
+        **_intensities(examples),
         notes=base.card.notes if base else "",
         pixel_share=first.share,
         pixel_errors=first.errors,
@@ -191,6 +197,18 @@ def train_examples(
     )
     pixels = {} if first.head is None else weights_of(first.head)
     return FineTuned(Checkpoint(weights_of(network), card, pixels), verdicts, result.steps, result.seconds)
+
+
+def _intensities(examples: Sequence[Example]) -> dict[str, Any]:
+    """Return for the card what scans look like that the model is meant for."""
+    found = np.stack([intensity_quantiles(example.image.numpy()) for example in examples[-_MEASURED_SCANS:]])
+    mean = found.mean(axis=0)
+    spread = np.abs(found - mean).mean(axis=1).max()
+    # Of one or two scans nobody can tell how much they differ.
+    return {
+        "intensities": tuple(mean.tolist()),
+        "intensity_spread": float(spread) if len(found) > 2 else _UNKNOWN_SPREAD,
+    }
 
 
 def _beginning(base: Checkpoint | None, settings: ModelSettings, schema: LabelSchema) -> tuple[UNet, Checkpoint | None]:

@@ -23,6 +23,7 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.inference.predict import PixelShare, on_network_grid, tiled
+from napari_unet.inference.runner import Runner
 from napari_unet.networks.pixel_head import PixelHead, pixel_head_of
 from napari_unet.networks.unet import UNet
 from napari_unet.patches.filters import plane_features
@@ -246,10 +247,10 @@ def try_on_new(
     classifier only the network is tried, and the result has one entry; it is empty where there is nothing new.
     """
     shares = SHARES if head is not None else SHARES[:1]
-    network.to(compute.device).eval()
     wrong, painted = np.zeros(len(shares)), 0.0
     # Averaging over poses is for proposals: here it would take time from learning.
     single = settings.with_values({"inference.mirror": False})
+    runner = Runner(network, single, compute)
     left = _TRIED_PIXELS
     # The newest last; where time runs short it is the one to ask.
     for example in reversed(examples):
@@ -265,7 +266,7 @@ def try_on_new(
         for index in planes:
             seen = on_network_grid(example.image[:, index][None].to(compute.device), example.zoom[1:])
             with torch.inference_mode():
-                probability = tiled(network, seen, single, compute)[0].flatten(1).T.cpu()
+                probability = tiled(runner, seen)[0].flatten(1).T.cpu()
             here = pixels.planes == index
             theirs[torch.from_numpy(here)] = probability[torch.from_numpy(pixels.places[here])]
         with torch.no_grad():

@@ -132,8 +132,8 @@ class TestSlabs:
         if first is not None:
             wanted = min(max(first, 0), shape[0] - 1)
             assert slabs[0].start <= wanted < slabs[0].stop
-            middles = [abs((slab.start + slab.stop - 1) / 2 - wanted) for slab in slabs[1:]]
-            assert middles == sorted(middles)
+            away = [slab.distance(wanted) for slab in slabs]
+            assert away == sorted(away)
         else:
             assert [slab.start for slab in slabs] == sorted(slab.start for slab in slabs)
 

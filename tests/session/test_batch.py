@@ -13,6 +13,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.io.masks import TruthRule
 from napari_unet.session.batch import (
+    Predictor,
     evaluate_folders,
     find_targets,
     load_training_folder,
@@ -37,8 +38,8 @@ def picture(seed=0):
 
 
 def outcomes(targets, out, checkpoint, **more):
-    more = {"format_name": None, "average": False, **more}
-    return list(predict_targets(targets, out, checkpoint, CPU, **more))
+    values = {"inference.mirror": False, **more.pop("values", {})}
+    return list(predict_targets(targets, out, Predictor(checkpoint, CPU, values), **{"format_name": None, **more}))
 
 
 class TestPredicting:

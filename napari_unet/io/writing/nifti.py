@@ -24,12 +24,15 @@ _POSITION_FIELDS = (
 )
 
 
-def nifti_mask(labels: NDArray, scan: Scan) -> MaskFile:
-    """Return how the labels of a scan, on its axes as loaded, become a NIfTI file."""
+def nifti_mask(labels: NDArray, scan: Scan, intent: str = "label") -> MaskFile:
+    """Return how the labels of a scan, or other values on its axes as loaded, become a NIfTI file.
+
+    ``intent`` is NIfTI's word for what the values are.
+    """
     array, header = _on_source_grid(labels, scan) or _on_own_grid(labels, scan)
     header.set_data_dtype(labels.dtype)
     header.set_data_shape(array.shape)
-    header.set_intent("label")
+    header.set_intent(intent)
     header["cal_min"], header["cal_max"] = 0, labels.max()
     # The affine stands in the header's fields; handing it over again would make nibabel rewrite them.
     image = nib.Nifti1Image if type(header) is Nifti1Header else nib.Nifti2Image

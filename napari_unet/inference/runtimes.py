@@ -1,0 +1,148 @@
+"""Other programs that can run a network: ONNX Runtime and OpenVINO, each an extra.
+
+A network is written as ONNX in memory and handed over; what comes back is a function from tiles to logits. Results are
+equal to torch's within rounding (tests/inference/test_runtimes.py).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import ModelError
+from napari_unet.domain.settings import NetworkSettings
+
+logger = logging.getLogger(__name__)
+
+#: What people call the runtimes.
+RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+#: What the runtimes need, besides torch.
+_NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+_OPSET = 17
+#: Compiled for so many shapes at once.
+_SHAPES = 4
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def installed_runtimes() -> list[str]:
+    """Return what can run networks here besides torch: ``onnx``, ``openvino``."""
+    return [name for name, needs in _NEEDS.items() if all(importlib.util.find_spec(need) for need in needs)]
+
+
+def versions(names: Sequence[str]) -> str:
+    """Return torch's version and those of some runtimes, in words."""
+    packages = [package for name in names for package in _NEEDS[name]]
+    return ", ".join(f"{each} {importlib.metadata.version(each)}" for each in ("torch", *packages))
+
+
+def converted(network: nn.Module, settings: NetworkSettings, compute: ResolvedCompute) -> Forward:
+    """Return a function that runs a network in another runtime.
+
+    Parameters
+    ----------
+    network : UNet
+        In evaluation mode.
+    settings : NetworkSettings
+        Its own.
+    compute : ResolvedCompute
+        Which runtime; device, precision and threads are its too.
+
+    Returns
+    -------
+    callable
+        From ``(B, C, *spatial)`` float32 tiles to logits, on the device of the tiles.
+
+    Raises
+    ------
+    ModelError
+        The runtime cannot run this network.
+    """
+    try:
+        written = onnx_bytes(network, settings)
+        return {"onnx": _onnx_runtime, "openvino": _openvino}[compute.runtime](written, compute)
+    except Exception as error:  # each library has errors of its own, and torch's exporter several
+        raise ModelError(
+            f"{RUNTIME_NAMES[compute.runtime]} cannot run this network ({type(error).__name__}): choose the runtime "
+            "'torch'."
+        ) from error
+
+
+def onnx_bytes(network: nn.Module, settings: NetworkSettings) -> bytes:
+    """Return a network as an ONNX model: ``image`` in, ``logits`` out, any batch, any size that its strides allow."""
+    n = settings.dimensions
+    factor = [1] * n
+    for stride in settings.strides:
+        factor = [f * s for f, s in zip(factor, stride, strict=True)]
+    device = next(network.parameters()).device
+    example = torch.zeros(1, settings.in_channels, *(4 * f for f in factor), device=device)
+    axes = {0: "batch", **{axis + 2: f"size_{axis}" for axis in range(n)}}
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (example,),
+            out,  # type: ignore[arg-type]  # torch's annotations lack buffers
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": axes, "logits": axes},
+            opset_version=_OPSET,
+            # torch's new exporter needs a further library and takes several seconds for each network.
+            dynamo=False,
+        )
+    return out.getvalue()
+
+
+def _onnx_runtime(written: bytes, compute: ResolvedCompute) -> Forward:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = compute.threads
+    options.log_severity_level = 3
+    # Threads that spin while they wait take the processor from the window.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = ["CPUExecutionProvider"]
+    if compute.device == "cuda":
+        wanted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", *wanted]
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(written, options, providers=providers)
+
+    def forward(x: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"image": x.contiguous().cpu().numpy()})
+        return torch.from_numpy(logits).to(x.device)
+
+    return forward
+
+
+def _openvino(written: bytes, compute: ResolvedCompute) -> Forward:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(written)
+    precision = {"bfloat16": "bf16", "float16": "f16"}.get(compute.precision, "f32")
+    options = {"INFERENCE_NUM_THREADS": compute.threads, "INFERENCE_PRECISION_HINT": precision}
+    compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def forward(x: Tensor) -> Tensor:
+        shape = tuple(x.shape)
+        if shape not in compiled:
+            # A fixed shape lets it plan its memory; a scan has one or two.
+            model.reshape(list(shape))
+            compiled[shape] = core.compile_model(model, "CPU", options)
+            while len(compiled) > _SHAPES:
+                compiled.popitem(last=False)
+        logits = compiled[shape]([x.contiguous().cpu().numpy()])[0]
+        return torch.from_numpy(logits.copy()).to(x.device)
+
+    return forward
