@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.compute.transport import SharedArray
-from napari_unet.domain.annotation import Annotation
+from napari_unet.domain.annotation import Annotation, SparseChange
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import TrainingStep
 from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import Scan
-from napari_unet.domain.settings import ModelSettings, PreparationSettings
+from napari_unet.domain.settings import AfterCareSettings, ModelSettings, PreparationSettings
 from napari_unet.inference.live import Features, Painted, Refitted, Window
 
 if TYPE_CHECKING:
@@ -299,6 +299,17 @@ def _features(
         plain = settings.with_values({"inference.mirror": False, "inference.turns": False})
         answer = next(predict(network, image, plain, compute, (Slab(index, index + 1),), zoom, pixels))
     return live.seen_by_head(network, image, settings, compute, index, window, zoom, answer)
+
+
+def clean(
+    labels: SharedArray, spacing: tuple[float, ...] | None, settings: AfterCareSettings
+) -> Generator[None, None, SparseChange]:
+    """Return what :func:`napari_unet.inference.after_care.after_care` changes in labels."""
+    from napari_unet.inference.after_care import after_care
+
+    yield
+    before = labels.open()
+    return SparseChange.between(before, after_care(before, spacing, settings))
 
 
 def fine_tune(

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def _onnx_runtime(written: bytes, compute: ResolvedCompute) -> Forward:
 
 
 def _openvino(written: bytes, compute: ResolvedCompute) -> Forward:
+    # To be imported is an event that OpenVINO reports over the network, unless what does so is not there.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()

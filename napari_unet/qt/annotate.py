@@ -18,6 +18,7 @@ from napari_unet.qt.choosing import read_asking
 from napari_unet.qt.drops import DropOpener
 from napari_unet.qt.layer_data import image_arguments, picture
 from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.overlays import Overlays
 from napari_unet.qt.panels.correct import CorrectPanel
 from napari_unet.qt.panels.finish import FinishPanel
 from napari_unet.qt.panels.improve import ImprovePanel
@@ -63,6 +64,7 @@ class AnnotateWidget(QWidget):
         self._viewer = viewer
         self._notice = line("", "Messages")
         self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
+        self.overlays = Overlays(viewer, self.session, self.binder.hand_back)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
         self._drops = DropOpener(self, self.open_path)
         self.scan = ScanPanel(self.session, self.binder)
@@ -107,8 +109,10 @@ class AnnotateWidget(QWidget):
         self._closed = True
         self._bridge.close()
         self._drops.close()
+        self.overlays.close()
         self.binder.close()
         self.improve.close_settings()
+        self.correct.close_clean_up()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:
             self._viewer.bind_key(key, None)

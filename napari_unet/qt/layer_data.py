@@ -14,6 +14,8 @@ from napari_unet.domain.scan import Scan
 
 #: Key of a layer's metadata under which its scan lies.
 SCAN_KEY = "napari_unet_scan"
+#: The same for layers that only show something about a scan.
+OVERLAY_KEY = "napari_unet_overlay"
 #: Windows of CT in Hounsfield units, from black to white, by their usual centres and widths.
 CT_WINDOWS = {
     "soft tissue": (-160.0, 240.0),

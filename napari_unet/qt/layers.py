@@ -21,7 +21,7 @@ from qtpy.QtCore import QTimer
 
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.qt.layer_data import SCAN_KEY, image_arguments, picture, placement, scan_of_layer
+from napari_unet.qt.layer_data import OVERLAY_KEY, SCAN_KEY, image_arguments, picture, placement, scan_of_layer
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
 
@@ -119,6 +119,14 @@ class LayerBinder:
             return False
         layer._overlays["polygon"].add_polygon_to_labels(layer)
         return True
+
+    def hand_back(self) -> None:
+        """Select the labels of the active scan again, with the tool that was in hand."""
+        layer = self.active_labels
+        if layer is not None and self._viewer.layers.selection.active is not layer:
+            mode = layer.mode
+            self._viewer.layers.selection.active = layer
+            layer.mode = mode
 
     def undo(self) -> None:
         """Take back the last step on the active scan; not while the mouse draws."""
@@ -298,7 +306,7 @@ class LayerBinder:
             self._adopt(event.value)  # type: ignore[attr-defined]
 
     def _adopt(self, layer: Layer) -> None:
-        if not isinstance(layer, Image):
+        if not isinstance(layer, Image) or OVERLAY_KEY in layer.metadata:
             return
         try:
             scan = scan_of_layer(layer)

@@ -54,6 +54,15 @@ class ProposalRun:
         Carries out a slab's correction, and takes over what else is said of the slab.
     moved : callable
         Called after each slab and at the end, with the error that ended it, if one did.
+
+    Attributes
+    ----------
+    step : Step
+        What undo takes back.
+    is_whole : bool
+        Whether all of the scan has been proposed.
+    after_care : AfterCareSettings
+        What the model wants done to the whole of it.
     """
 
     def __init__(
@@ -73,9 +82,11 @@ class ProposalRun:
         self._queue = plan_slabs(shape, checkpoint.card.settings, visible)
         self._n_slabs = len(self._queue)
         self._n_done = 0
+        self.after_care = checkpoint.card.settings.after_care
         self._jobs: dict[Job, Slab] = {}
         self._started = time.monotonic()
         self._over = False
+        self.is_whole = False
         worker.when_resolved(self._begin, self._fail)
 
     @property
@@ -95,7 +106,7 @@ class ProposalRun:
         self._queue.sort(key=lambda slab: slab.distance(index))
 
     def cancel(self) -> None:
-        """Hand out nothing more and drop what is under way; what has arrived stays."""
+        """Hand out nothing more and drop what is under way; what has arrived stays, as :attr:`step`."""
         if not self._over:
             self._queue.clear()
             jobs, self._jobs = list(self._jobs), {}
@@ -134,6 +145,7 @@ class ProposalRun:
             )
             self._jobs[job] = slab
         if not self._queue and not self._jobs and not self._over:
+            self.is_whole = True
             self._end(None)
 
     def _arrived(self, proposal: Proposal) -> None:

@@ -27,6 +27,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.autosave import Autosave
+from napari_unet.session.cleaning import CleanUp
 from napari_unet.session.exporting import export_mask
 from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
@@ -68,6 +69,7 @@ class Session:
     schema_changed = Signal()
     model_changed = Signal()
     uncertainty_changed = Signal(ScanState)
+    clean_up_changed = Signal()  # asked for, known, or out of date: read ``clean_up``
     proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
     training_changed = Signal()  # started, went on, or ended: read ``training``
     verdict_changed = Signal()  # read ``verdict``
@@ -93,6 +95,7 @@ class Session:
         self._doubted: set[str] = set()  # models of which it has been said that their proposals do not help
         self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
         self.planning = Planning(self, self._worker)
+        self.clean_up = CleanUp(self, self._worker, lambda state, own: self._commit(state, own, "session"))
         self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -325,10 +328,26 @@ class Session:
         )
         self.proposal_changed.emit()
 
-    def cancel_proposal(self) -> None:
-        """Stop proposing; what has arrived stays (undo takes it back)."""
-        if self.proposal is not None:
-            self.proposal.cancel()
+    def cancel_proposal(self, *, take_back: bool = False) -> None:
+        """Stop proposing; what has arrived stays, unless it is to be taken back.
+
+        It can only be taken back as long as nothing was done since: later steps stand on it.
+
+        Raises
+        ------
+        SessionError
+            Something was painted or accepted since; the proposal is stopped all the same.
+        """
+        run = self.proposal
+        if run is None:
+            return
+        run.cancel()
+        if take_back and run.step.corrections:
+            if run.state.history.next_undo is not run.step:
+                raise SessionError(
+                    "You have worked on the scan since: what was proposed stays. Undo takes back your steps, then it."
+                )
+            self.undo(run.state)
 
     def _take_slab(self, state: ScanState, correction: Correction, proposal: Proposal) -> None:
         if proposal.note:
@@ -342,6 +361,9 @@ class Session:
     def _proposal_moved(self, error: NapariUnetError | None) -> None:
         if error is not None:
             self._tell(str(error))
+        run = self.proposal
+        if run is not None and run.is_whole and run.after_care.does_something:
+            self.clean_up.after(run, run.after_care)
         self.proposal_changed.emit()
 
     # -- improving ------------------------------------------------------------------------------------------------
@@ -499,7 +521,7 @@ class Session:
 
     def wait(self, timeout: float | None = None) -> None:
         """Poll until no work is running (scripts and tests)."""
-        for run in (self.proposal, self.training, self.live):
+        for run in (self.proposal, self.training, self.live, self.clean_up):
             if run is not None:
                 run.wait(self._engine, timeout)
 

@@ -82,6 +82,14 @@ def test_train_predict_evaluate(volumes: Path, capsys: pytest.CaptureFixture[str
     assert training["steps"] == 120
     assert training["validation_dice"] > 0.6
     assert run("predict", volumes / "images", "--out", masks, "--model", out, "--device", "cpu") == 0
+    for runtime in ("torch", "onnx", "openvino"):
+        again = volumes / f"by {runtime}"
+        words = ("--runtime", runtime, "--uncertainty", "--set", "after_care.keep_largest=true")
+        assert run("predict", volumes / "images" / "case 0.nii.gz", "--out", again, "--model", out, *words) == 0
+        one, other = (nibabel.load(folder / "case 0.nii.gz").get_fdata() for folder in (volumes / "by torch", again))
+        assert (one != other).mean() < 1e-3
+        assert (again / "case 0-uncertainty.nii.gz").exists()
+    assert run("predict", volumes / "images", "--out", masks, "--model", out, "--set", "network.norm=batch") == 1
     written = nibabel.load(masks / "case 0.nii.gz")
     source = nibabel.load(volumes / "images" / "case 0.nii.gz")
     assert written.shape == source.shape
@@ -154,7 +162,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path, capsys: pytest.Captu
         ("fly",),
         ("info",),
         ("predict", "a.png", "--out", "o", "--model", "m", "--compute", "tls://host:1"),
-        ("predict", "a.png", "--out", "o", "--model", "m", "--runtime", "onnx"),
+        ("predict", "a.png", "--out", "o", "--model", "m", "--runtime", "fast"),
         ("simulate", "--images", "a", "--masks", "b", "--test", "1", "--test-regex", "x"),
         ("export", "m.safetensors", "--onnx", "m.onnx"),
         ("project", "verify", "p"),

@@ -14,7 +14,8 @@ from skimage import exposure
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import PreparationSettings
-from napari_unet.patches.prepare import n_input_channels, prepare
+from napari_unet.patches import prepare as module
+from napari_unet.patches.prepare import PreparedScan, intensity_quantiles, n_input_channels, prepare
 
 
 def scan_of(data, axes=None, slice_axis=None, spacing=None):
@@ -283,3 +284,74 @@ def test_slices_are_never_mixed_whichever_axis_they_lie_on(slice_axis):
     scan = scan_of(data, slice_axis=slice_axis, spacing=spacing)
     values = prepare(scan, bare("none", spacing=(8, 3, 3)))
     np.testing.assert_array_equal(values[0], np.moveaxis(data, slice_axis, 0))
+
+
+class TestPieceByPiece:
+    """A prepared scan is made where it is indexed: the same, whatever is asked for and however it was measured."""
+
+    @given(
+        st.sampled_from(["none", "histogram", "clahe"]),
+        st.sampled_from(["zscore", "unit", "symmetric", "none"]),
+        st.sampled_from([None, (-50.0, 120.0)]),
+        st.integers(0, 2),
+        st.sampled_from([1.0, 2.5]),
+        st.integers(0, 2),
+        st.integers(0, 6),
+        st.integers(1, 4),
+    )
+    def test_planes_are_those_of_the_whole(self, equalise, kind, window, reach, coarsen, axis, start, n):
+        data = random_data((7, 9, 8), np.int16, seed=3)
+        settings = PreparationSettings(
+            equalise=equalise, normalisation=kind, window=window, context_slices=reach, coarsen=coarsen
+        )
+        scan = scan_of(data, slice_axis=axis)
+        whole, pieces = prepare(scan, settings), PreparedScan(scan, settings)
+        assert pieces.shape == whole.shape
+        np.testing.assert_array_equal(pieces[:, start], whole[:, start])
+        np.testing.assert_array_equal(pieces[:, start : start + n], whole[:, start : start + n])
+        np.testing.assert_array_equal(pieces[:, start : start + n, 1:4], whole[:, start : start + n, 1:4])
+
+    @pytest.mark.parametrize("equalise", ["none", "histogram"])
+    @pytest.mark.parametrize("kind", ["zscore", "unit", "symmetric"])
+    def test_measured_in_pieces_or_at_once(self, kind, equalise, monkeypatch):
+        data = (1000 + random_data((11, 20, 20)) / 7).astype(np.float32)
+        settings = PreparationSettings(normalisation=kind, equalise=equalise)
+        at_once = prepare(scan_of(data), settings)
+        monkeypatch.setattr(module, "_PIECE_VOXELS", 900)
+        np.testing.assert_allclose(prepare(scan_of(data), settings), at_once, atol=2e-5)
+
+    def test_a_scan_larger_than_the_memory_is_read_where_it_is_asked_for(self):
+        import dask.array
+
+        data = random_data((12, 16, 16), np.int16)
+        read = []
+
+        def block(block_info=None):
+            (start, stop), *_ = block_info[None]["array-location"]
+            read.append(start)
+            return data[start:stop]
+
+        lazy = dask.array.map_blocks(block, chunks=((2,) * 6, (16,), (16,)), dtype=np.int16, meta=data[:0])
+        prepared = PreparedScan(scan_of(lazy, "zyx", 0), PreparationSettings())
+        read.clear()
+        found = prepared[:, 4:6]
+        assert set(read) == {4}
+        np.testing.assert_allclose(found, prepare(scan_of(data), PreparationSettings())[:, 4:6], atol=1e-6)
+
+    def test_it_is_indexed_by_planes_only(self):
+        prepared = PreparedScan(scan_of(random_data((4, 8, 8))), PreparationSettings())
+        for key in ((0, 1), (slice(None), slice(0, 4, 2))):
+            with pytest.raises(IndexError):
+                prepared[key]
+
+
+def test_quantiles_tell_kinds_of_scans_apart_whatever_their_units():
+    random = np.random.default_rng(0)
+    smooth = random.normal(500, 20, (6, 40, 40))
+    sparse = np.where(random.random((6, 40, 40)) < 0.05, 300.0, random.exponential(5, (6, 40, 40)))
+    one, scaled, other = (
+        intensity_quantiles(PreparedScan(scan_of(data.astype(np.float32)), PreparationSettings()))
+        for data in (smooth, 7 * smooth + 3000, sparse)
+    )
+    assert np.abs(one - scaled).mean() < 0.01
+    assert np.abs(one - other).mean() > 0.3

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
-from napari_unet.io.masks import TruthRule
+from napari_unet.io.masks import TruthRule, read_mask
+from napari_unet.io.registry import read_scan
 from napari_unet.session.batch import (
     Predictor,
     evaluate_folders,
@@ -64,6 +69,49 @@ class TestPredicting:
         assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "json")}
         assert {o.written for o in done} == set((tmp_path / "out").rglob("*.png"))
         assert set(np.unique(np.asarray(Image.open(tmp_path / "out" / "b.png")))) <= {0, 1}
+
+    def test_how_unsure_it_is_lies_beside_the_mask_on_the_same_grid(self, trained, tmp_path):
+        one = lesson((5, 24, 24), seed=5)
+        affine = np.diag([1.5, 2.0, 4.0, 1.0])
+        affine[:3, 3] = 7, -3, 11
+        (tmp_path / "in").mkdir()
+        nib.save(nib.Nifti1Image(one.scan.data.T.astype(np.float32), affine), tmp_path / "in" / "a.nii.gz")
+        write_png(tmp_path / "in" / "b.png", picture()[0])
+        done = outcomes(find_targets([tmp_path / "in"]), tmp_path / "out", trained, uncertainty=True)
+        assert [o.error for o in done] == [None, None]
+        mask, unsure = (nib.load(tmp_path / "out" / name) for name in ("a.nii.gz", "a-uncertainty.nii.gz"))
+        np.testing.assert_allclose(unsure.affine, mask.affine, atol=1e-6)
+        values = unsure.get_fdata()
+        assert values.shape == mask.shape
+        assert 0 <= values.min() < values.max() <= 1
+        # It is sure far from the border and unsure on it.
+        labels = np.asarray(mask.dataobj) > 0
+        border = labels ^ ndimage.binary_dilation(labels)
+        assert values[border].mean() > 2 * values[~border].mean()
+        assert np.asarray(Image.open(tmp_path / "out" / "b-uncertainty.png")).dtype == np.uint8
+        # Asked for or not, the mask is the same.
+        outcomes(find_targets([tmp_path / "in" / "b.png"]), tmp_path / "again", trained)
+        same = [np.asarray(Image.open(tmp_path / folder / "b.png")) for folder in ("out", "again")]
+        assert np.array_equal(*same)
+
+    def test_after_care_is_a_setting_of_the_model_or_of_the_day(self, trained):
+        one = lesson((5, 24, 24), seed=5)
+        plain = Predictor(trained, CPU, {}).predict(one.scan).labels
+        clean = Predictor(trained, CPU, {"after_care.smallest_mm3": 1e6}).predict(one.scan).labels
+        assert plain.any()
+        assert not clean.any()
+
+    def test_a_scan_of_another_kind_is_predicted_with_a_word_of_warning(self, trained):
+        one = lesson((5, 24, 24), seed=5)
+        assert Predictor(trained, CPU, {}).predict(one.scan).notes == ()
+        sparse = np.random.default_rng(0).random(one.scan.data.shape) < 0.03
+        odd = replace(one.scan, data=sparse.astype(np.float32))
+        (note,) = Predictor(trained, CPU, {}).predict(odd).notes
+        assert "unlike" in note
+        card = trained.card.model_copy(update={"modality": "CT"})
+        ultrasound = replace(one.scan, modality="US")
+        (note,) = Predictor(Checkpoint(trained.weights, card), CPU, {}).predict(ultrasound).notes
+        assert "learnt from CT and this scan is US" in note
 
     def test_two_scans_never_share_a_mask(self, trained, tmp_path):
         write_png(tmp_path / "a" / "x.png", picture(0)[0])
@@ -220,3 +268,41 @@ class TestModelNames:
         write_checkpoint(trained.__class__(trained.weights, trained.card.model_copy(update={"steps": 0})), path)
         with pytest.raises(ModelError, match="no task yet"):
             find_task_model(str(path))
+
+
+@pytest.fixture
+def one_thread():
+    """Dask's threads outlive a test."""
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.mark.usefixtures("one_thread")
+class TestLargerThanTheMemory:
+    def test_slab_by_slab_it_gives_the_same_mask_and_leaves_nothing_behind(self, trained, tmp_path, monkeypatch):
+        from napari_unet.io import ome_zarr
+        from tests.io.test_ome_zarr import save_ome_zarr
+
+        one = lesson((9, 24, 24), seed=5)
+        path = save_ome_zarr(
+            tmp_path / "a.zarr", one.scan.data, "zyx", (2.0, 1.0, 1.0), None, "millimeter", "0.5", (2, 8, 8)
+        )
+        whole = predict_scan(trained, read_scan(path), CPU, False)
+        monkeypatch.setattr(ome_zarr, "_LARGEST_SHARE", 1e-9)
+        monkeypatch.setattr(ome_zarr, "_LARGEST_PIECE", 1e-3)
+        assert read_scan(path).is_lazy
+        (done,) = outcomes(find_targets([path]), tmp_path / "out", trained, uncertainty=True)
+        assert done.error is None
+        back = read_mask(done.written)
+        assert np.array_equal(np.asarray(back.data), whole)
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.ome.zarr", "a.json", "a-uncertainty.nii.gz"}
+
+    def test_after_care_says_that_it_needs_the_whole(self, trained, tmp_path, monkeypatch):
+        import dask.array
+
+        one = lesson((5, 24, 24), seed=5)
+        lazy = replace(one.scan, data=dask.array.from_array(one.scan.data, chunks=(1, 24, 24)))
+        with pytest.raises(ScanError, match="after-care"):
+            Predictor(trained, CPU, {"after_care.fill_holes": True}).predict(lazy, scratch=tmp_path)

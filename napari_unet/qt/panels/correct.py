@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QButtonGroup, QCheckBox, QGridLayout, QInputDialog, Q
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
 from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.panels.clean_up import CleanUpDialog
 from napari_unet.qt.panels.parts import Panel, button, colour_icon, line, tool
 from napari_unet.qt.panels.ribbon import SliceRibbon
 from napari_unet.session.session import Session
@@ -33,6 +34,7 @@ class CorrectPanel(Panel):
     def __init__(self, session: Session, binder: LayerBinder, guard: Guard, go_to: Callable[[int], None]) -> None:
         super().__init__("Correct")
         self._session, self._binder, self._guard = session, binder, guard
+        self.clean_up: CleanUpDialog | None = None
         self._classes = QWidget()
         self._grid = QGridLayout(self._classes)
         self._grid.setContentsMargins(0, 0, 0, 0)
@@ -47,6 +49,7 @@ class CorrectPanel(Panel):
             tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance (Ctrl+Z).", guard(binder.undo)),
             tool("Redo", "Do it again (Ctrl+Shift+Z).", guard(binder.redo)),
             tool("Classes...", "Name the classes, or add one.", guard(self._edit_classes)),
+            tool("Clean up...", "Remove islands, fill holes, smooth; with a preview.", guard(self.open_clean_up)),
             self._live_box(),
         )
         self.ribbon = SliceRibbon(session, go_to)
@@ -64,6 +67,18 @@ class CorrectPanel(Panel):
             signal.connect(lambda *_: self.refresh())
         self._list_classes()
         self.refresh()
+
+    def open_clean_up(self) -> None:
+        """Open the dialog that cleans the active scan's labels up."""
+        if self.clean_up is None:
+            self.clean_up = CleanUpDialog(self._session, self._guard, self)
+        self.clean_up.show()
+        self.clean_up.raise_()
+
+    def close_clean_up(self) -> None:
+        """Close that dialog, if it is open."""
+        if self.clean_up is not None:
+            self.clean_up.close()
 
     def _live_box(self) -> QCheckBox:
         self.live = QCheckBox("Live")

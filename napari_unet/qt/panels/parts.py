@@ -92,6 +92,12 @@ class WorkBar(QWidget):
         layout.addWidget(self.cancel)
         self.hide()
 
+    def add(self, widget: QWidget) -> None:
+        """Put something beside the stop button."""
+        layout = self.layout()
+        assert layout is not None
+        layout.addWidget(widget)
+
     def show_progress(self, fraction: float, seconds_left: float | None) -> None:
         """Show how far the work is."""
         self._bar.setValue(round(1000 * fraction))

@@ -34,7 +34,11 @@ class ProposePanel(Panel):
             "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose), "P"
         )
         self.row(line("Model"), self.model, self.button)
-        self.bar = WorkBar("proposing", guard(session.cancel_proposal))
+        self.bar = WorkBar("proposing", guard(lambda: session.cancel_proposal()))
+        self.take_back = button(
+            "Take back", "Stop proposing, and put the labels back as they were.", guard(self._take_back)
+        )
+        self.bar.add(self.take_back)
         self.body.addWidget(self.bar)
         session.model_changed.connect(self._list_models)
         session.verdict_changed.connect(self._list_models)
@@ -51,6 +55,9 @@ class ProposePanel(Panel):
         else:
             self.bar.show_progress(run.progress.fraction, run.progress.seconds_left)
         self.button.setEnabled(self._session.active is not None)
+
+    def _take_back(self) -> None:
+        self._session.cancel_proposal(take_back=True)
 
     def _list_models(self) -> None:
         self.model.clear()
