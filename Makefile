@@ -71,7 +71,7 @@ screenshots: setup
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/peers.txt
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[onnx,openvino]" --requirement benchmarks/peers.txt
 	$(BENCH_VENV)/bin/python -m pip install --quiet --no-deps root-painter-trainer==0.3.3
 	touch $@
 
@@ -86,6 +86,8 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python benchmarks/effort.py $(BENCH_ARGS) --json $(RESULTS)/effort.json
 	$(BIN)/python benchmarks/streams.py $(BENCH_ARGS) --json $(RESULTS)/streams.json
 	$(BIN)/python benchmarks/curves.py $(BENCH_ARGS) --json $(RESULTS)/curves.json
+	$(BENCH_VENV)/bin/python benchmarks/proposal.py $(BENCH_ARGS) --json $(RESULTS)/proposal.json
+	$(BIN)/python benchmarks/streaming.py $(BENCH_ARGS) --json $(RESULTS)/streaming.json
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 
 clean:

@@ -24,7 +24,7 @@ from napari_unet.networks.unet import UNet
 logger = logging.getLogger(__name__)
 
 #: Voxels of one tile, by the network's dimensions: beyond this CPU caches and small GPUs suffer.
-_TILE_VOXELS = {2: 512 * 512, 3: 96 * 96 * 96}
+_TILE_VOXELS = {2: 512 * 512, 3: 96 * 128 * 128}
 #: Voxels in one forward pass. Small planes share one; on CPUs large batches leave the caches (one plane of 512 x 512
 #: at a time was faster than four), GPUs want to be filled.
 _PASS_VOXELS = {"cpu": 2**16, "cuda": 2**22, "mps": 2**20}
