@@ -15,12 +15,13 @@ BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?= --quick
 RESULTS := $(if $(BENCH_ARGS),build/benchmarks,benchmarks/results)
 
-.PHONY: help setup system demo test test-all lint types check cover screenshots bench clean
+.PHONY: help setup system demo test test-all cuda lint types check cover screenshots bench clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
 	@echo "make test      install, then run the tests (GUI ones on a virtual screen)"
 	@echo "make test-all  the slow tests too"
+	@echo "make cuda      the tests and benchmarks that need an NVIDIA GPU"
 	@echo "make check     ruff, mypy, import-linter"
 	@echo "make cover     the tests with coverage measured"
 	@echo "make bench     the benchmarks in small; BENCH_ARGS= for full size (hours)"
@@ -50,6 +51,13 @@ test: setup
 
 test-all: setup
 	$(XVFB) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# On a machine with an NVIDIA GPU: the tests that need one, and the CUDA column of each benchmark that has one.
+cuda: setup $(BENCH_VENV)/.installed
+	$(XVFB) $(BIN)/python -m pytest -m cuda $(PYTEST_ARGS)
+	$(BENCH_VENV)/bin/python benchmarks/proposal.py --device cuda --json build/cuda/proposal.json
+	$(BENCH_VENV)/bin/python benchmarks/training.py --device cuda --json build/cuda/training.json
+	$(BENCH_VENV)/bin/python benchmarks/memory.py --device cuda --json build/cuda/memory.json
 
 cover: setup
 	$(XVFB) $(BIN)/python -m coverage run -m pytest -m "not slow and not cuda" $(PYTEST_ARGS)

@@ -30,6 +30,7 @@ from napari_unet.inference.live import Features, Painted, Refitted, Window
 if TYPE_CHECKING:
     from napari_unet.inference.runner import Runner
     from napari_unet.inference.slabs import Slab, SlabResult
+    from napari_unet.patches.prepare import PreparedScan
     from napari_unet.training.lesson import FineTuned, Lesson
 
 
@@ -170,6 +171,26 @@ def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
     return _runners.get(key, lambda: Runner(_network(file)[0], settings, compute))
 
 
+def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, list[str | None]]:
+    """Return a scan, what a model sees of it, and what is odd about it in its eyes and has not been said."""
+    from napari_unet.inference.suitability import unlike
+    from napari_unet.patches.prepare import PreparedScan
+
+    card, opened = _checkpoint(file).card, scan.open()
+    # What is made of the voxels depends on how they stand too.
+    key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, card.settings.preparation)
+    image = _images.get(key, lambda: PreparedScan(opened, card.settings.preparation))
+    odd = _oddities.get((*key, file.key), lambda: [unlike(card, opened, image)])
+    return opened, image, odd
+
+
+def make_ready(scan: ScanHandle, checkpoint_file: SharedArray, compute: ResolvedCompute) -> Generator[None, None, None]:
+    """Measure a scan and load a model before they are asked for, so that the first proposal is there sooner."""
+    yield
+    _ready(scan, checkpoint_file)
+    _runner(checkpoint_file, compute.in_torch())
+
+
 def propose(
     scan: ScanHandle, checkpoint_file: SharedArray, slabs: Sequence[Slab], compute: ResolvedCompute
 ) -> Generator[Proposal, None, None]:
@@ -189,24 +210,18 @@ def propose(
         One per slab, in acquired planes.
     """
     from napari_unet.inference.predict import predict
-    from napari_unet.inference.suitability import unlike
-    from napari_unet.patches.prepare import PreparedScan
     from napari_unet.patches.spacing import zoom_of
     from napari_unet.training.examples import to_label_values
 
     card = _checkpoint(checkpoint_file).card
-    preparation = card.settings.preparation
-    opened = scan.open()
-    # What is made of the voxels depends on how they stand too.
-    key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, preparation)
-    image = _images.get(key, lambda: PreparedScan(opened, preparation))
+    opened, image, odd = _ready(scan, checkpoint_file)
     zoom = zoom_of(opened, card.settings)
-    odd = _oddities.get((*key, checkpoint_file.key), lambda: [unlike(card, opened, image)])
     runner, pixels = _runner(checkpoint_file, compute), _network(checkpoint_file)[1]
+    key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis)
     for result in predict(runner, image, card.settings, compute, slabs, zoom, pixels):
         if result.classes[0].size <= _LARGEST_ANSWER:
             for index in range(result.slab.start, result.slab.stop):
-                _answers.get((*key[:-1], checkpoint_file.key, index), partial(_same, result))
+                _answers.get((*key, checkpoint_file.key, index), partial(_same, result))
         labels = to_label_values(result.classes, card.label_schema)
         notes = " ".join(filter(None, (result.note, odd.pop() if odd else None)))
         yield Proposal(result.slab.start, labels, result.uncertainty, checkpoint_file.key, scan.voxels.key, notes)

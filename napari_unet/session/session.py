@@ -184,6 +184,7 @@ class Session:
         if state is not self.active:
             self.active = state
             self.active_changed.emit()
+            self._make_ready()
 
     def show_slice(self, index: int) -> None:
         """Say which slice of the active scan is on screen: proposals near it come first."""
@@ -327,6 +328,11 @@ class Session:
             self._worker, self.active, self.model, self.visible_slice, self._take_slab, self._proposal_moved
         )
         self.proposal_changed.emit()
+
+    def _make_ready(self) -> None:
+        """Have the engine, if it is up, measure the active scan for the model in use: Propose may be next."""
+        if self.active is not None and self.model is not None and self.model.card.steps > 0:
+            self._worker.make_ready(self.active.scan, self.model)
 
     def cancel_proposal(self, *, take_back: bool = False) -> None:
         """Stop proposing; what has arrived stays, unless it is to be taken back.
@@ -472,6 +478,7 @@ class Session:
                 self._own_schema = self._own_schema or self.schema
                 self._change_schema(known)
         self.model_changed.emit()
+        self._make_ready()
 
     def begin_anew(self, body: Checkpoint | None) -> None:
         """Have no model in use, and let the next fine-tune begin with a body's weights (None: random ones).

@@ -10,7 +10,7 @@ import numpy as np
 
 from napari_unet.compute.device import resolving
 from napari_unet.compute.engine import Engine
-from napari_unet.compute.jobs import ScanHandle
+from napari_unet.compute.jobs import ScanHandle, make_ready
 from napari_unet.compute.transport import SharedArray
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
@@ -72,6 +72,11 @@ class Worker:
         waiting, self._waiting = self._waiting, []
         for _, fail in waiting:
             fail(error)
+
+    def make_ready(self, scan: Scan, checkpoint: Checkpoint) -> None:
+        """Have a scan measured for a model, once the engine is up; what goes wrong is told when it proposes."""
+        if self.compute is not None:
+            self.engine.submit(make_ready, self.share_scan(scan), self.share_checkpoint(checkpoint), self.compute)
 
     def share_scan(self, scan: Scan) -> ScanHandle:
         """Return the handle of a scan, handed over on first use."""

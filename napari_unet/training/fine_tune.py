@@ -41,7 +41,7 @@ from napari_unet.training.loop import train
 _SHARE_FOR_SCANS = 0.25
 # The newest scans say what a model is for now.
 _MEASURED_SCANS = 20
-_UNKNOWN_SPREAD = 0.25
+_UNKNOWN_SPREAD = 0.4
 
 
 def _without_paths(settings: ModelSettings) -> ModelSettings:
