@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import EngineError, ModelError
+from napari_unet.domain.errors import EngineError
 from napari_unet.domain.settings import ComputeSettings
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ def _probe_runtime(compute: ResolvedCompute) -> float:
 
     from napari_unet.domain.settings import ModelSettings
     from napari_unet.inference.runner import Runner
+    from napari_unet.inference.runtimes import RUNTIME_NAMES
     from napari_unet.networks.factory import build
 
     before = torch.get_num_threads()
@@ -216,8 +217,8 @@ def _probe_runtime(compute: ResolvedCompute) -> float:
                 runner.probability(plane)
                 best = min(best, time.perf_counter() - start)
         return best
-    except ModelError as error:
-        logger.info("%s", error)
+    except Exception as error:  # whatever a library says: torch is there
+        logger.info("%s cannot be used here: %s", RUNTIME_NAMES[compute.runtime], type(error).__name__)
         return float("inf")
     finally:
         torch.set_num_threads(before)

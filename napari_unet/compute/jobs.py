@@ -130,7 +130,7 @@ _images = _Recent(2)
 _checkpoints = _Recent(3)
 _networks = _Recent(3)
 _runners = _Recent(3)
-# What is odd about a scan in the eyes of a model, until it has been said.
+# What is odd about a scan in the eyes of a model.
 _oddities = _Recent(64)
 # For live refits: what is known of single slices, up to 80 MB each, and what was proposed for them lately.
 _slices = _Recent(4)
@@ -171,8 +171,8 @@ def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
     return _runners.get(key, lambda: Runner(_network(file)[0], settings, compute))
 
 
-def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, list[str | None]]:
-    """Return a scan, what a model sees of it, and what is odd about it in its eyes and has not been said."""
+def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, str | None]:
+    """Return a scan, what a model sees of it, and what is odd about it in its eyes."""
     from napari_unet.inference.suitability import unlike
     from napari_unet.patches.prepare import PreparedScan
 
@@ -180,7 +180,7 @@ def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, lis
     # What is made of the voxels depends on how they stand too.
     key = (scan.voxels.key, scan.axes, scan.geometry.spacing, scan.slice_axis, card.settings.preparation)
     image = _images.get(key, lambda: PreparedScan(opened, card.settings.preparation))
-    odd = _oddities.get((*key, file.key), lambda: [unlike(card, opened, image)])
+    odd = _oddities.get((*key, file.key), lambda: unlike(card, opened, image))
     return opened, image, odd
 
 
@@ -223,7 +223,7 @@ def propose(
             for index in range(result.slab.start, result.slab.stop):
                 _answers.get((*key, checkpoint_file.key, index), partial(_same, result))
         labels = to_label_values(result.classes, card.label_schema)
-        notes = " ".join(filter(None, (result.note, odd.pop() if odd else None)))
+        notes = tuple(note for note in (odd, result.note) if note)
         yield Proposal(result.slab.start, labels, result.uncertainty, checkpoint_file.key, scan.voxels.key, notes)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import pickle
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,15 @@ class SharedArrays:
             raise
 
     def forget(self, key: str) -> None:
-        """Remove an array; jobs that have opened it keep it until they end."""
-        if key in self._known:
-            shared, written = self._known.pop(key)
-            wait([written])
-            shared.path.unlink(missing_ok=True)
+        """Remove an array, now or once it has been written; jobs that have opened it keep it until they end."""
+        if key not in self._known:
+            return
+        shared, written = self._known.pop(key)
+        if written.done():
+            _remove(shared.path)
+        else:
+            # The caller may be a window, which cannot wait for a disk.
+            self._writer.submit(_remove, shared.path)
 
     def pending(self, data: bytes) -> list[Future[None]]:
         """Return the arrays still being written that a pickle speaks of.
@@ -153,3 +157,11 @@ class SharedArrays:
     def close(self) -> None:
         """Write nothing more. The folder's owner removes the files."""
         self._writer.shutdown(wait=False, cancel_futures=True)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # Windows keeps what a job has open; the folder goes with the session.
+        logger.info("A shared array could not be removed yet: %s", type(error).__name__)

@@ -24,8 +24,8 @@ class Proposal:
         Identifier of the checkpoint that made it.
     scan : str
         Fingerprint of the scan it was made for.
-    note : str
-        What went wrong and was got round (memory, device), for the person; mostly empty.
+    notes : tuple of str
+        What the person should know: the scan is unlike those the model knows, memory or device failed.
     """
 
     first_slice: int
@@ -33,4 +33,4 @@ class Proposal:
     uncertainty: NDArray[np.uint8] | None
     checkpoint: str
     scan: str
-    note: str = ""
+    notes: tuple[str, ...] = ()

@@ -83,6 +83,7 @@ def predict(
     """
     runner = network if isinstance(network, Runner) else Runner(network, settings, compute)
     for slab in slabs:
+        runner.note = ""
         yield runner.attempt(partial(_result, runner, image, settings, compute, slab, zoom, pixels))
 
 
@@ -176,7 +177,7 @@ def _planes(
     # Whose share is nothing is not asked.
     probability = tiled(runner, seen) if share < 1 else seen.new_zeros(())
     if pixels is not None and share > 0:
-        head = pixels.head.to(runner.device)
+        head = runner.beside(pixels.head)
         own = []
         for plane, index in zip(seen, range(slab.start, slab.stop), strict=True):
             features = torch.from_numpy(plane_features(plane.cpu().numpy(), image.shape[1], index, settings))

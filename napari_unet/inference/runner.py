@@ -19,6 +19,7 @@ from napari_unet.domain.errors import EngineError, ModelError
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.inference.runtimes import converted
 from napari_unet.networks.heads import class_logits
+from napari_unet.networks.pixel_head import PixelHead
 from napari_unet.networks.unet import UNet
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _PASS_VOXELS = {"cpu": 2**16, "cuda": 2**22, "mps": 2**20}
 _FEWEST_TILE_VOXELS = 32 * 32
 _ALIKE_TILES = 4
 
+_FULL = "The computer's memory is too full to propose: close other programs or scans and try again."
 _SMALLER = "The memory was full: proposing goes on in smaller pieces, which is slower."
 _ON_CPU_FOR_MEMORY = "The GPU's memory is too small for this model: proposing goes on on the CPU."
 _ON_CPU = "The GPU stopped answering: proposing goes on on the CPU. Restart the program to use the GPU again."
@@ -68,21 +70,27 @@ class Runner:
         self.divisor = network.divisor
         self.note = ""
         self._compute = compute
+        network.eval()
+        weight = next(network.parameters(), None)
         # A GPU that is lost takes its copy of the weights along.
-        self._spare = None if compute.device == "cpu" else copy.deepcopy(network).to("cpu").eval()
+        self._spare = (
+            network if compute.device != "cpu" and weight is not None and weight.device.type == "cpu" else None
+        )
+        self._heads: dict[int, PixelHead] = {}
         self._tile_voxels = _TILE_VOXELS[settings.network.dimensions]
         self._pass_voxels = _PASS_VOXELS.get(compute.device, _PASS_VOXELS["cpu"])
         self._poses = _poses(settings)
         self._alike: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
-        self._network = network.eval()
         self._run: Callable[[Tensor], Tensor] = self._with_torch
+        self._is_short = False
         try:
-            network.to(compute.device)
+            self._network = network if self._spare is None else copy.deepcopy(network)
+            self._network.to(compute.device)
         except RuntimeError as error:
             if self._spare is None or not _is_lost(error):
                 raise
             self._leave_device(_ON_CPU)
-        if compute.runtime != "torch":
+        if self._compute.runtime != "torch":
             self._convert(compute)
 
     def attempt(self, work: Callable[[], _T]) -> _T:
@@ -108,17 +116,31 @@ class Runner:
                 except _BeginAnew:
                     continue
 
+    def beside(self, head: PixelHead) -> PixelHead:
+        """Return a classifier of pixels on the device; the one given stays where it is."""
+        if self.device == "cpu":
+            return head
+        if id(head) not in self._heads:
+            self._heads[id(head)] = copy.deepcopy(head).to(self.device)
+        return self._heads[id(head)]
+
     def put(self, array: NDArray[np.float32]) -> Tensor:
         """Return an array on the device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def tile_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tiles that an input is cut into; sizes are multiples of :attr:`divisor`."""
-        wished = self.settings.inference.tile or spatial
-        # Halve the longest side until a tile fits.
-        while np.prod(wished) > self._tile_voxels and (self.settings.inference.tile is None or self._is_smaller):
+        chosen = self.settings.inference.tile
+        wished = chosen or spatial
+        # Halve the longest side until a tile fits; what was chosen by hand only where the memory was too small for it.
+        while (chosen is None and np.prod(wished) > _TILE_VOXELS[len(spatial)]) or (
+            self._is_short and max(wished) > 1 and np.prod(self._rounded(wished, spatial)) > self._tile_voxels
+        ):
             longest = int(np.argmax(wished))
             wished = tuple(-(-w // 2) if i == longest else w for i, w in enumerate(wished))
+        return self._rounded(wished, spatial)
+
+    def _rounded(self, wished: tuple[int, ...], spatial: tuple[int, ...]) -> tuple[int, ...]:
         tile = tuple(-(-min(w, s) // d) * d for w, s, d in zip(wished, spatial, self.divisor, strict=True))
         # A single deepest feature has no deviation to normalise by.
         return tuple(2 * d for d in self.divisor) if tile == self.divisor else tile
@@ -197,48 +219,55 @@ class Runner:
 
     # -- when something fails -----------------------------------------------------------------------------------
 
-    @property
-    def _is_smaller(self) -> bool:
-        return self._tile_voxels < _TILE_VOXELS[self.settings.network.dimensions]
-
     def _recover(self, error: Exception, n: int, size: int) -> None:
         """Make the passes smaller, then the tiles, then go to the CPU; raise where the slab must begin anew."""
         if _is_lost(error) and self._spare is not None:
             self._leave_device(_ON_CPU)
             raise _BeginAnew from error
         if not _is_out_of_memory(error):
+            if self._is_converted and not self._compute.runtime_wanted:
+                # It read the network, and cannot run it.
+                logger.info("torch runs this network: %s", type(error).__name__)
+                self._run = self._with_torch
+                return
             raise error
         logger.info("Out of memory with %d tiles of %d voxels on %s", n, size, self.device)
+        if isinstance(error, MemoryError) and self.device != "cpu":
+            # What is full is the computer's memory, and the CPU would need more of it.
+            raise EngineError(_FULL) from error
         if self.device == "cuda":
             torch.cuda.empty_cache()
         self.note = _SMALLER
         if n > 1:
             self._pass_voxels = n // 2 * size
             return
-        if size // 2 >= max(_FEWEST_TILE_VOXELS, 4 * int(np.prod(self.divisor))):
-            self._tile_voxels = size // 2
+        if size // 2 >= max(_FEWEST_TILE_VOXELS, int(np.prod([2 * d for d in self.divisor]))):
+            self._tile_voxels, self._is_short = size // 2, True
         elif self._spare is not None:
             self._leave_device(_ON_CPU_FOR_MEMORY)
         else:
-            raise EngineError(
-                "The computer's memory is too full to propose: close other programs or scans and try again."
-            ) from error
+            raise EngineError(_FULL) from error
         raise _BeginAnew from error
+
+    @property
+    def _is_converted(self) -> bool:
+        return self._compute.runtime != "torch" and self._run != self._with_torch
 
     def _leave_device(self, note: str) -> None:
         assert self._spare is not None
         logger.warning("%s", note)
         self.note = note
         self._network, self._spare, self.device = self._spare, None, "cpu"
+        self._heads.clear()
         self._compute = ResolvedCompute("cpu", "float32", self._compute.threads)
         self._run = self._with_torch
-        self._tile_voxels = _TILE_VOXELS[self.settings.network.dimensions]
+        self._is_short = False
         self._pass_voxels = _PASS_VOXELS["cpu"]
         self._alike.clear()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "failed to allocate")
+    words = ("out of memory", "can't allocate", "not enough memory", "bad_alloc", "failed to allocate", "alloc_failed")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 

@@ -13,7 +13,8 @@ import logging
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,8 +44,15 @@ def installed_runtimes() -> list[str]:
 
 def versions(names: Sequence[str]) -> str:
     """Return torch's version and those of some runtimes, in words."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "of another build"  # such as onnxruntime-gpu
+
     packages = [package for name in names for package in _NEEDS[name]]
-    return ", ".join(f"{each} {importlib.metadata.version(each)}" for each in ("torch", *packages))
+    return ", ".join(f"{each} {version(each)}" for each in ("torch", *packages))
 
 
 def converted(network: nn.Module, settings: NetworkSettings, compute: ResolvedCompute) -> Forward:
@@ -105,6 +113,17 @@ def onnx_bytes(network: nn.Module, settings: NetworkSettings) -> bytes:
     return out.getvalue()
 
 
+@contextmanager
+def _as_runtime_errors() -> Iterator[None]:
+    """Have what a library raises look like torch's errors: the runner knows what to do about those."""
+    try:
+        yield
+    except (RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        raise RuntimeError(str(error)) from error
+
+
 def _onnx_runtime(written: bytes, compute: ResolvedCompute) -> Forward:
     import onnxruntime
 
@@ -120,7 +139,8 @@ def _onnx_runtime(written: bytes, compute: ResolvedCompute) -> Forward:
     session = onnxruntime.InferenceSession(written, options, providers=providers)
 
     def forward(x: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"image": x.contiguous().cpu().numpy()})
+        with _as_runtime_errors():
+            (logits,) = session.run(None, {"image": x.contiguous().cpu().numpy()})
         return torch.from_numpy(logits).to(x.device)
 
     return forward
@@ -139,13 +159,14 @@ def _openvino(written: bytes, compute: ResolvedCompute) -> Forward:
 
     def forward(x: Tensor) -> Tensor:
         shape = tuple(x.shape)
-        if shape not in compiled:
-            # A fixed shape lets it plan its memory; a scan has one or two.
-            model.reshape(list(shape))
-            compiled[shape] = core.compile_model(model, "CPU", options)
-            while len(compiled) > _SHAPES:
-                compiled.popitem(last=False)
-        logits = compiled[shape]([x.contiguous().cpu().numpy()])[0]
+        with _as_runtime_errors():
+            if shape not in compiled:
+                # A fixed shape lets it plan its memory; a scan has one or two.
+                model.reshape(list(shape))
+                compiled[shape] = core.compile_model(model, "CPU", options)
+                while len(compiled) > _SHAPES:
+                    compiled.popitem(last=False)
+            logits = compiled[shape]([x.contiguous().cpu().numpy()])[0]
         return torch.from_numpy(logits.copy()).to(x.device)
 
     return forward

@@ -114,7 +114,7 @@ def read_ome_zarr(path: Path, options: ReadOptions) -> Scan:
             chosen["z"] = 0
         index = tuple(chosen.get(letter, slice(None)) for letter in level.letters)
         geometry, warnings = _geometry(level, has_z=lengths.get("z", 1) > 1, name=path.name)
-        data, notes = _voxels(level.array, index, geometry.axis_map, path, options.as_mask)
+        data, notes = _voxels(level.array, index, geometry.axis_map, path, options.as_mask, options.may_stay)
 
     n = data.ndim
     return Scan(
@@ -278,7 +278,7 @@ def _own_affine(level: _Level, stated: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _voxels(
-    array: Any, index: tuple[int | slice, ...], axis_map: AxisMap, path: Path, as_mask: bool
+    array: Any, index: tuple[int | slice, ...], axis_map: AxisMap, path: Path, as_mask: bool, may_stay: bool = False
 ) -> tuple[NDArray, list[str]]:
     """Return the chosen volume as loaded, in memory or behind dask, and notes."""
     stored = _Stored(array, path)
@@ -295,7 +295,7 @@ def _voxels(
         if missing > 0 and not as_mask:
             notes.append(f"{missing} of {n_chunks} pieces are not there (empty, or not copied): shown as background")
         return data, notes
-    if as_mask:
+    if as_mask and not may_stay:
         raise ScanError(f"{path.name} needs more memory than there is ({n_bytes / 2**30:.0f} GiB): crop it.")
     return _lazily(stored, index, axis_map)
 

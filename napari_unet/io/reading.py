@@ -30,6 +30,8 @@ class ReadOptions:
         Resample onto a regular grid where the slices do not form one.
     as_mask : bool
         The file holds labels: its stored values matter, not how it looks.
+    may_stay : bool
+        A mask that is larger than the memory may stay on the disk, as scans do.
     """
 
     series: str | None = None
@@ -37,6 +39,7 @@ class ReadOptions:
     untrusted: bool = False
     resample: bool = False
     as_mask: bool = False
+    may_stay: bool = False
 
 
 @dataclass(frozen=True)

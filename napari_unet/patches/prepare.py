@@ -5,6 +5,8 @@ The acquired grid stays: resampling to the planned spacing is part of the one re
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +32,8 @@ _PIECE_VOXELS = 1 << 24
 # What tells one kind of scan from another, whatever its units: from so many planes and voxels of a scan.
 _QUANTILES = (1, 10, 25, 50, 75, 90, 99)
 _MEASURED_PLANES, _QUANTILE_SAMPLE = 16, 100_000
+# Layers of chunks that are kept of each channel of a scan on the disk, and their largest size.
+_LAYERS, _LAYER_BYTES = 2, 1 << 28
 
 _Step = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -59,6 +63,10 @@ class PreparedScan:
         self._reach = settings.context_slices
         slices, height, width = self._sources[0].shape
         self._n_slices, self._piece = slices, max(1, _PIECE_VOXELS // (height * width))
+        self._layers: OrderedDict[tuple[int, int], NDArray] = OrderedDict()
+        self._layer = _layer_of(self._sources[0])
+        # A chunk is decoded as a whole, whatever is asked for of it.
+        self._piece = max(self._layer, self._piece - self._piece % self._layer)
         # Within the plane the zoom is the same for every network.
         self._zoom = zoom_of(scan, ModelSettings(preparation=settings))[1:]
         self._steps = [self._measured(channel, settings) for channel in range(1 if self._grey else len(self._sources))]
@@ -93,9 +101,26 @@ class PreparedScan:
     def _raw(self, channel: int, start: int, stop: int) -> NDArray[np.float32]:
         """Return planes of a channel as they are in the scan."""
         if not self._grey:
-            return np.ascontiguousarray(self._sources[channel][start:stop], np.float32)
-        red, green, blue = (np.asarray(source[start:stop], np.float32) for source in self._sources)
+            return np.ascontiguousarray(self._read(channel, start, stop), np.float32)
+        red, green, blue = (np.asarray(self._read(each, start, stop), np.float32) for each in range(3))
         return np.ascontiguousarray(_LUMINANCE[0] * red + _LUMINANCE[1] * green + _LUMINANCE[2] * blue)
+
+    def _read(self, channel: int, start: int, stop: int) -> NDArray:
+        """Return voxels of a channel; of a scan on the disk by whole layers of chunks, the last of which are kept."""
+        source, stop = self._sources[channel], min(stop, self._n_slices)
+        if isinstance(source, np.ndarray):
+            return source[start:stop]
+        if self._layer == 1:
+            return np.asarray(source[start:stop])
+        parts = []
+        for first in range(start - start % self._layer, stop, self._layer):
+            key = (channel, first)
+            if key not in self._layers:
+                self._layers[key] = np.asarray(source[first : first + self._layer])
+                while len(self._layers) > _LAYERS * len(self._sources):
+                    self._layers.popitem(last=False)
+            parts.append(self._layers[key][max(0, start - first) : stop - first])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _made(self, channel: int, start: int, stop: int) -> NDArray[np.float32]:
         return _through(self._steps[channel], self._raw(channel, start, stop))
@@ -145,6 +170,14 @@ class PreparedScan:
             piece = self._raw(channel, start, start + self._piece).reshape(-1)
             found.append(piece[-(start * height * width) % step :: step].copy())
         return np.concatenate(found)
+
+
+def _layer_of(source: Any) -> int:
+    """Return how many planes of a scan on the disk are read together; 1 of one in memory, or where they are too large."""
+    if isinstance(source, np.ndarray):
+        return 1
+    planes = max(source.chunks[0])
+    return int(planes) if planes * math.prod(source.shape[1:]) * source.dtype.itemsize <= _LAYER_BYTES else 1
 
 
 def prepare(scan: Scan, settings: PreparationSettings) -> NDArray[np.float32]:

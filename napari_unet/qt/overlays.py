@@ -42,6 +42,9 @@ class Overlays:
         self._viewer, self._session, self._hand_back = viewer, session, hand_back
         self._unsure: dict[ScanState, Image] = {}
         self._change: Image | None = None
+        # Those of a dock that was closed: nobody keeps them any more.
+        for layer in [each for each in viewer.layers if OVERLAY_KEY in each.metadata]:
+            viewer.layers.remove(layer)
         session.uncertainty_changed.connect(self._show_uncertainty)
         session.clean_up_changed.connect(self._show_clean_up)
         session.active_changed.connect(self._show_active)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +133,9 @@ class Predictor:
         ModelError
             The scan's channels do not fit the model.
         ScanError
-            The scan is larger than the memory, and after-care would need its whole mask there.
+            The scan is larger than the memory, and what is asked for would need all of it there.
+        ExportError
+            The disk has no room for the mask of such a scan.
         """
         from napari_unet.inference.after_care import after_care
         from napari_unet.inference.predict import predict
@@ -144,15 +147,12 @@ class Predictor:
 
         settings, schema = self._settings, self.checkpoint.card.label_schema
         require_channels(self.checkpoint, scan)
-        if scan.is_lazy and settings.after_care.does_something:
-            raise ScanError(
-                "This scan is larger than the memory, and after-care looks at a mask as a whole: switch it off with "
-                "--set for each after_care setting of the model, and clean the mask up in parts."
-            )
+        if scan.is_lazy:
+            _require_piecewise(scan, settings, uncertainty)
         image = PreparedScan(scan, settings.preparation)
         shape, folder = image.shape[1:], scratch if scan.is_lazy else None
-        labels = _array(shape, np.uint8 if max(schema.ids) < 256 else np.uint16, folder, "labels")
-        unsure = _array(shape, np.uint8, folder, "uncertainty") if uncertainty else None
+        labels = _array(shape, np.uint8 if max(schema.ids) < 256 else np.uint16, folder)
+        unsure = np.zeros(shape, np.uint8) if uncertainty else None
         odd = unlike(self.checkpoint.card, scan, image)
         notes = [] if odd is None else [odd]
         slabs, zoom = plan_slabs(shape, settings), zoom_of(scan, settings)
@@ -167,11 +167,51 @@ class Predictor:
         return Prediction(found, None if unsure is None else scan.from_planes(unsure), tuple(notes))
 
 
-def _array(shape: tuple[int, ...], dtype: type, folder: Path | None, name: str) -> NDArray:
-    """Return zeros, in a file where a folder is given."""
+def _require_piecewise(scan: Scan, settings: ModelSettings, uncertainty: bool) -> None:
+    """Refuse what a scan that is larger than the memory cannot have, before an hour of work.
+
+    Raises
+    ------
+    ScanError
+        After-care, an uncertainty map, or planes that are themselves too large.
+    """
+    import psutil
+
+    if settings.after_care.does_something:
+        raise ScanError(
+            "This scan is larger than the memory, and after-care looks at a mask as a whole: switch it off with "
+            "--set for each after_care setting of the model, and clean the mask up in parts."
+        )
+    if uncertainty:
+        raise ScanError(
+            "This scan is larger than the memory, and its uncertainty map would be four times as large: leave "
+            "--uncertainty out."
+        )
+    height, width = scan.to_planes(scan.data[..., 0] if scan.has_channels else scan.data).shape[1:]
+    floats = settings.network.in_channels + settings.network.out_channels + 3
+    if 4 * floats * height * width > psutil.virtual_memory().available:
+        raise ScanError(
+            f"A single plane of this scan ({height} x {width}) is too large for the memory: cut it into parts."
+        )
+
+
+def _array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> NDArray:
+    """Return zeros for a mask, in a file where a folder is given.
+
+    Raises
+    ------
+    ExportError
+        The disk has no room for it, and for the mask that is then written.
+    """
     if folder is None:
         return np.zeros(shape, dtype)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+    try:
+        # The file is sparse at first, so that a full disk would show in the midst of the work, as a fault.
+        if shutil.disk_usage(folder).free < 2 * math.prod(shape) * np.dtype(dtype).itemsize:
+            raise ExportError("The disk has too little room for the mask: free some, or choose another folder.")
+        return np.lib.format.open_memmap(folder / "labels.npy", mode="w+", dtype=dtype, shape=shape)
+    except OSError as error:
+        raise ExportError(f"The mask's folder cannot be written to ({error.strerror}): choose another one.") from error
 
 
 def mask_stem(source: Path, scan: Scan) -> str:

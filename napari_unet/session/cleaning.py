@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet.compute.engine import Engine, Job
+from napari_unet.compute.engine import Engine
 from napari_unet.compute.jobs import clean
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import NapariUnetError, SessionError
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
 
 KIND = "clean-up"
 
+# Takes what would change, or None where that is not known: the labels have changed since, or it failed.
+_Take = Callable[[SparseChange | None], None]
+
 
 class CleanUp:
     """After-care of the active scan's labels, looked at before it is applied; and of proposals, once they are whole.
 
-    Accepted slices and voxels painted by hand keep their labels.
+    Accepted slices and voxels painted by hand keep their labels. An answer about labels that have changed since is of
+    no use: what hung by a thread may be one piece now.
 
     Parameters
     ----------
@@ -41,21 +46,28 @@ class CleanUp:
 
     def __init__(self, session: Session, worker: Worker, commit: Callable[[ScanState, Correction], None]) -> None:
         self._session, self._worker, self._commit = session, worker, commit
-        self._job: Job | None = None
-        self._key = ""
+        self._n_asked = 0
+        # Which question the person waits for the answer of; None: none.
+        self._awaited: object | None = None
         self._preview: tuple[ScanState, SparseChange] | None = None
-        session.labels_changed.connect(lambda change: self._outdated(change.state))
-        session.acceptance_changed.connect(self._outdated)
-        session.scan_removed.connect(self._outdated)
+        self._versions: Counter[ScanState] = Counter()
+        session.labels_changed.connect(lambda change: self._changed(change.state))
+        session.acceptance_changed.connect(self._changed)
+        session.active_changed.connect(self.dismiss)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is under way."""
-        return self._job is None
+        return self._n_asked == 0
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a preview is under way."""
+        return self._awaited is not None
 
     @property
     def preview(self) -> tuple[ScanState, SparseChange] | None:
-        """The scan that was looked at last, and what would change in it; None where nothing would stand any more."""
+        """The active scan, and what would change in it; None where nothing was asked or it has changed since."""
         return self._preview
 
     def look(self, settings: AfterCareSettings) -> None:
@@ -71,7 +83,22 @@ class CleanUp:
             raise SessionError("No scan is open: there is nothing to clean up.")
         if not settings.does_something:
             raise SessionError("Nothing is to be done: choose what to clean up first.")
-        self._ask(state, settings, lambda change: self._show(state, change))
+        # Not cancelled where one is under way: to stop it within its seconds would mean to kill the worker.
+        question = self._awaited = object()
+        self._preview = None
+
+        def show(change: SparseChange | None) -> None:
+            if self._awaited is not question:
+                return
+            self._awaited = None
+            if change is not None:
+                self._preview = state, change
+            else:
+                self._tell("The labels have changed meanwhile: press Preview again.")
+            self._session.clean_up_changed.emit()
+
+        self._ask(state, settings, show)
+        self._session.clean_up_changed.emit()
 
     def apply(self) -> None:
         """Carry out what was previewed, as one step that undo takes back."""
@@ -83,18 +110,24 @@ class CleanUp:
         self._commit(state, correction)
 
     def dismiss(self) -> None:
-        """Forget the preview."""
-        self._stop()
-        self._set(None)
+        """Forget the preview, and the one that is awaited."""
+        self._awaited = self._preview = None
+        self._session.clean_up_changed.emit()
 
     def after(self, run: ProposalRun, settings: AfterCareSettings) -> None:
         """Clean up a proposal that is whole, as part of its step."""
-        state = run.state
+        state, by = run.state, run.state.proposed_by
 
-        def put(change: SparseChange) -> None:
-            correction = Correction("proposal", labels=change, proposal=state.proposed_by)
+        def put(change: SparseChange | None) -> None:
+            # What was taken back meanwhile has nothing to be cleaned up.
+            if not state.history.stands(run.step):
+                return
+            if change is None:
+                self._ask(state, settings, put)
+                return
+            correction = Correction("proposal", labels=change, proposal=by)
             if not correction.is_empty:
-                state.history.extend(run.step, correction)
+                run.put(correction)
                 self._commit(state, correction)
 
         self._ask(state, settings, put)
@@ -103,58 +136,43 @@ class CleanUp:
         """Poll until nothing is under way."""
         wait_until(lambda: self.is_over, engine, timeout, "the clean-up")
 
-    def _ask(self, state: ScanState, settings: AfterCareSettings, take: Callable[[SparseChange], None]) -> None:
-        self.dismiss()
-        labels = state.annotation.labels.copy()
-        self._key = f"labels-{uuid.uuid4().hex}"
-        engine = self._worker.engine
+    def _ask(self, state: ScanState, settings: AfterCareSettings, take: _Take) -> None:
+        key, version, engine = f"labels-{uuid.uuid4().hex}", self._versions[state], self._worker.engine
+        self._n_asked += 1
+
+        def over() -> None:
+            self._n_asked -= 1
+            engine.forget(key)
 
         def finished(change: SparseChange) -> None:
-            self._over()
+            over()
             if state in self._session.scans:
-                take(_allowed(state, change))
+                take(_allowed(state, change) if self._versions[state] == version else None)
 
         def failed(error: NapariUnetError) -> None:
-            self._over()
-            self._session.notified.emit(Notice(str(error)))
+            over()
+            self._tell(str(error))
+            self.dismiss()
 
-        self._job = engine.submit(
-            clean,
-            engine.share(self._key, labels),
-            state.scan.geometry.spacing,
-            settings,
-            on_result=finished,
-            on_error=failed,
+        labels = engine.share(key, state.annotation.labels.copy())
+        engine.submit(
+            clean, labels, state.scan.geometry.spacing, settings, on_result=finished, on_error=failed, on_cancelled=over
         )
-        self._session.clean_up_changed.emit()
 
-    def _over(self) -> None:
-        self._job = None
-        self._worker.engine.forget(self._key)
+    def _tell(self, message: str) -> None:
+        self._session.notified.emit(Notice(message))
 
-    def _stop(self) -> None:
-        if self._job is not None:
-            self._job.cancel()
-            self._over()
-
-    def _show(self, state: ScanState, change: SparseChange) -> None:
-        self._set((state, change))
-
-    def _outdated(self, state: ScanState) -> None:
+    def _changed(self, state: ScanState) -> None:
+        self._versions[state] += 1
         if self._preview is not None and self._preview[0] is state:
-            self._set(None)
-
-    def _set(self, preview: tuple[ScanState, SparseChange] | None) -> None:
-        if preview is not None or self._preview is not None:
-            self._preview = preview
+            self._preview = None
             self._session.clean_up_changed.emit()
 
 
 def _allowed(state: ScanState, change: SparseChange) -> SparseChange:
-    """Return what of a change may be carried out: not over the person's word, and not over what has changed since."""
+    """Return what of a change may be carried out: not over the person's word."""
     annotation = state.annotation
-    now = annotation.labels.flat[change.indices]
-    free: NDArray[np.bool_] = ~annotation.painted.flat[change.indices] & (now == change.before)
+    free: NDArray[np.bool_] = ~annotation.painted.flat[change.indices]
     if annotation.slice_axis is None:
         free &= not annotation.accepted[0]
     else:

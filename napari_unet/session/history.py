@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,14 @@ class History:
         """The checkpoint whose proposal is the last that stands; None where there is none."""
         made = (c.proposal for step in reversed(self._done) if step.by_machine for c in step.corrections)
         return next((checkpoint for checkpoint in made if checkpoint), None)
+
+    def stands(self, step: Step) -> bool:
+        """Return whether a step was done and not taken back."""
+        return step in self._done
+
+    def are_latest(self, steps: Sequence[Step]) -> bool:
+        """Return whether these steps, in this order, are the last that were done."""
+        return self._done[len(self._done) - len(steps) :] == list(steps)
 
     @property
     def next_undo(self) -> Step | None:

@@ -57,8 +57,8 @@ class ProposalRun:
 
     Attributes
     ----------
-    step : Step
-        What undo takes back.
+    steps : list of Step
+        What undo takes back: one, unless the person worked on the scan in between.
     is_whole : bool
         Whether all of the scan has been proposed.
     after_care : AfterCareSettings
@@ -76,7 +76,7 @@ class ProposalRun:
                 f"The model's labels go up to {largest} and those of {state.name} only to 255: close the scan and open "
                 "it again, now that this model is in use."
             )
-        self.step = Step("proposal", by_machine=True)
+        self.steps = [Step("proposal", by_machine=True)]
         self._worker, self._checkpoint, self._take, self._moved = worker, checkpoint, take, moved
         shape = state.scan.to_planes(state.annotation.labels).shape
         self._queue = plan_slabs(shape, checkpoint.card.settings, visible)
@@ -106,7 +106,7 @@ class ProposalRun:
         self._queue.sort(key=lambda slab: slab.distance(index))
 
     def cancel(self) -> None:
-        """Hand out nothing more and drop what is under way; what has arrived stays, as :attr:`step`."""
+        """Hand out nothing more and drop what is under way; what has arrived stays."""
         if not self._over:
             self._queue.clear()
             jobs, self._jobs = list(self._jobs), {}
@@ -148,12 +148,23 @@ class ProposalRun:
             self.is_whole = True
             self._end(None)
 
+    @property
+    def step(self) -> Step:
+        """What the next slab belongs to; a new one where the person has worked on the scan in between."""
+        return self.steps[-1]
+
+    def put(self, correction: Correction) -> None:
+        """Record a part of the proposal in the scan's history."""
+        step = self.state.history.extend(self.step, correction)
+        if step is not self.step:
+            self.steps.append(step)
+
     def _arrived(self, proposal: Proposal) -> None:
         if self._over or proposal.scan != self.state.scan.fingerprint:
             return
         proposal = replace(proposal, checkpoint=self._checkpoint.id)
         correction = proposal_correction(self.state, proposal)
-        self.step = self.state.history.extend(self.step, correction)
+        self.put(correction)
         self._take(self.state, correction, proposal)
 
     def _finished(self, slab: Slab, _: object) -> None:

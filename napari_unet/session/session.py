@@ -92,6 +92,7 @@ class Session:
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
+        self._said: set[tuple[str, str, str]] = set()  # notes on proposals: scan, model, what
         self._doubted: set[str] = set()  # models of which it has been said that their proposals do not help
         self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
         self.planning = Planning(self, self._worker)
@@ -275,11 +276,20 @@ class Session:
         if self.proposal is not None and self.proposal.step is state.history.next_undo:
             # The rest of it would come back over what was just taken away.
             self.cancel_proposal()
+        step = state.history.next_undo
+        if step is not None and step.by_machine and step.kind == "proposal":
+            self._forget_uncertainty(state)
         return self._replay(state, state.history.undo())
 
     def redo(self, state: ScanState) -> bool:
         """Do the last undone step again; returns whether there was one."""
         return self._replay(state, state.history.redo())
+
+    def _forget_uncertainty(self, state: ScanState) -> None:
+        """What one proposal said of itself must not stand beside another, or beside none."""
+        if state.uncertainty is not None:
+            state.uncertainty.fill(0)
+            self.uncertainty_changed.emit(state)
 
     def _replay(self, state: ScanState, corrections: list[Correction]) -> bool:
         for correction in corrections:
@@ -324,6 +334,7 @@ class Session:
         if self.proposal is not None and not self.proposal.is_over:
             self.cancel_proposal()
         self.active.proposers[self.model.id] = self.model.card
+        self._forget_uncertainty(self.active)
         self.proposal = ProposalRun(
             self._worker, self.active, self.model, self.visible_slice, self._take_slab, self._proposal_moved
         )
@@ -348,16 +359,20 @@ class Session:
         if run is None:
             return
         run.cancel()
-        if take_back and run.step.corrections:
-            if run.state.history.next_undo is not run.step:
+        steps = [step for step in run.steps if step.corrections]
+        if take_back and steps:
+            if not run.state.history.are_latest(steps):
                 raise SessionError(
                     "You have worked on the scan since: what was proposed stays. Undo takes back your steps, then it."
                 )
-            self.undo(run.state)
+            for _ in steps:
+                self.undo(run.state)
 
     def _take_slab(self, state: ScanState, correction: Correction, proposal: Proposal) -> None:
-        if proposal.note:
-            self._tell(f"{state.name}: {proposal.note}")
+        for note in proposal.notes:
+            if (said := (state.name, proposal.checkpoint, note)) not in self._said:
+                self._said.add(said)
+                self._tell(f"{state.name}: {note}")
         if state in self.scans:
             state.proposed_by = proposal.checkpoint
             self._commit(state, correction, "session")

@@ -44,6 +44,8 @@ class Worker:
         self.compute: ResolvedCompute | None = None
         self._waiting: list[tuple[Callable[[ResolvedCompute], None], Callable[[NapariUnetError], None]]] = []
         self._asked = False
+        self._readying = False
+        self._ready_next: tuple[Scan, Checkpoint] | None = None
 
     def resolve(self) -> None:
         """Find out about device, precision and threads, in the engine, so that the window does not wait."""
@@ -75,8 +77,21 @@ class Worker:
 
     def make_ready(self, scan: Scan, checkpoint: Checkpoint) -> None:
         """Have a scan measured for a model, once the engine is up; what goes wrong is told when it proposes."""
-        if self.compute is not None:
-            self.engine.submit(make_ready, self.share_scan(scan), self.share_checkpoint(checkpoint), self.compute)
+        if self.compute is None:
+            return
+        if self._readying:
+            # One at a time, so that a proposal never waits for more than one; then the latest.
+            self._ready_next = scan, checkpoint
+            return
+        self._readying, self._ready_next = True, None
+        handle, file = self.share_scan(scan), self.share_checkpoint(checkpoint)
+        ends = {"on_result": self._ready_over, "on_error": self._ready_over, "on_cancelled": self._ready_over}
+        self.engine.submit(make_ready, handle, file, self.compute, **ends)
+
+    def _ready_over(self, _: object = None) -> None:
+        self._readying = False
+        if self._ready_next is not None:
+            self.make_ready(*self._ready_next)
 
     def share_scan(self, scan: Scan) -> ScanHandle:
         """Return the handle of a scan, handed over on first use."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -231,6 +232,12 @@ def _head_of(base: Checkpoint, settings: ModelSettings) -> PixelHead | None:
     return head if head.n_classes == settings.network.out_channels else None
 
 
+def _probability(runner: Runner, example: Example, index: int) -> Tensor:
+    """Return what a network says of a plane, on its own grid: ``(K, h, w)``."""
+    seen = on_network_grid(example.image[:, index][None].to(runner.device), example.zoom[1:])
+    return tiled(runner, seen)[0]
+
+
 def try_on_new(
     network: UNet,
     head: PixelHead | None,
@@ -264,9 +271,8 @@ def try_on_new(
             continue
         theirs = torch.zeros(len(pixels), settings.network.out_channels)
         for index in planes:
-            seen = on_network_grid(example.image[:, index][None].to(compute.device), example.zoom[1:])
             with torch.inference_mode():
-                probability = tiled(runner, seen)[0].flatten(1).T.cpu()
+                probability = runner.attempt(partial(_probability, runner, example, int(index))).flatten(1).T.cpu()
             here = pixels.planes == index
             theirs[torch.from_numpy(here)] = probability[torch.from_numpy(pixels.places[here])]
         with torch.no_grad():

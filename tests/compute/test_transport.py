@@ -49,6 +49,7 @@ def test_only_the_arrays_a_job_speaks_of_are_waited_for(tmp_path):
     shared.forget("b")
     assert shared.pending(dumps(other)) == []
     shared.forget("a")
+    shared._writer.submit(int).result()
     shared.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 
 from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.scan import Scan
+from napari_unet.session.models import find_task_model
+from napari_unet.session.state import ScanState
 from tests.qt.conftest import Desk, make_scan
 from tests.qt.test_work import BIG, checkpoint  # noqa: F401  # a fixture
 
@@ -107,3 +114,30 @@ def test_a_stopped_proposal_can_be_taken_back_with_one_press(desk: Desk, checkpo
     assert not annotation.labels.any()
     assert not desk.layer.data.any()
     assert not desk.widget.propose.bar.isVisible()
+
+
+@pytest.mark.slow
+def test_the_slice_on_screen_comes_first_in_a_long_scan(
+    desk: Desk, record_property: Callable[[str, object], None]
+) -> None:
+    """From the click to the mask of the slice that is looked at; the figures stand in benchmarks/README.md."""
+    desk.session.use_model(find_task_model("hippocampus-mr"))
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 400, (300, 512, 512), dtype=np.int16)
+    desk.open(Scan(data, "zyx", Geometry((1.0, 1.0, 1.0)), slice_axis=0))
+    state, seconds = desk.session.active, []
+    changed: list[tuple[float, ScanState]] = []
+    desk.session.uncertainty_changed.connect(lambda each: changed.append((time.perf_counter(), each)))
+    for index in (20, 150, 280, 75):
+        desk.viewer.dims.set_point(0, float(index))
+        desk.settle()
+        changed.clear()
+        before = time.perf_counter()
+        desk.push(desk.widget.propose.button)
+        desk.until(lambda: bool(changed), 120)
+        seconds.append(changed[0][0] - before)
+        assert desk.session.visible_slice == index
+        assert state.uncertainty[index].any(), "the first mask is that of the slice on screen"
+        desk.push(desk.widget.propose.take_back)
+    # The first click finds a worker that has just begun.
+    record_property("seconds_to_the_visible_slice", [round(each, 2) for each in seconds])

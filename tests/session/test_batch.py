@@ -295,16 +295,18 @@ class TestLargerThanTheMemory:
         monkeypatch.setattr(ome_zarr, "_LARGEST_SHARE", 1e-9)
         monkeypatch.setattr(ome_zarr, "_LARGEST_PIECE", 1e-3)
         assert read_scan(path).is_lazy
-        (done,) = outcomes(find_targets([path]), tmp_path / "out", trained, uncertainty=True)
+        (done,) = outcomes(find_targets([path]), tmp_path / "out", trained)
         assert done.error is None
         back = read_mask(done.written)
         assert np.array_equal(np.asarray(back.data), whole)
-        assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.ome.zarr", "a.json", "a-uncertainty.nii.gz"}
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.ome.zarr", "a.json"}
 
-    def test_after_care_says_that_it_needs_the_whole(self, trained, tmp_path, monkeypatch):
+    def test_what_needs_the_whole_is_refused_at_once(self, trained, tmp_path, monkeypatch):
         import dask.array
 
         one = lesson((5, 24, 24), seed=5)
         lazy = replace(one.scan, data=dask.array.from_array(one.scan.data, chunks=(1, 24, 24)))
         with pytest.raises(ScanError, match="after-care"):
             Predictor(trained, CPU, {"after_care.fill_holes": True}).predict(lazy, scratch=tmp_path)
+        with pytest.raises(ScanError, match="leave --uncertainty out"):
+            Predictor(trained, CPU, {}).predict(lazy, uncertainty=True, scratch=tmp_path)

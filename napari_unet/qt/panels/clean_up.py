@@ -53,7 +53,7 @@ class CleanUpDialog(QDialog):
 
     def refresh(self) -> None:
         """Say what the preview found."""
-        found, under_way = self._session.clean_up.preview, not self._session.clean_up.is_over
+        found, under_way = self._session.clean_up.preview, self._session.clean_up.is_looking
         self.preview.setEnabled(not under_way)
         self.apply.setEnabled(found is not None and len(found[1]) > 0)
         if under_way:

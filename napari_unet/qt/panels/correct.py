@@ -72,6 +72,7 @@ class CorrectPanel(Panel):
         """Open the dialog that cleans the active scan's labels up."""
         if self.clean_up is None:
             self.clean_up = CleanUpDialog(self._session, self._guard, self)
+        self.clean_up.refresh()
         self.clean_up.show()
         self.clean_up.raise_()
 
