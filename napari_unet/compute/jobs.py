@@ -5,6 +5,7 @@ The worker keeps the last prepared scans and networks, so that a second slab cos
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
@@ -168,7 +169,13 @@ def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
 
     key = (file.key, compute.device, compute.precision, compute.runtime)
     settings = _checkpoint(file).card.settings
-    return _runners.get(key, lambda: Runner(_network(file)[0], settings, compute))
+
+    def make() -> Runner:
+        network = _network(file)[0]
+        # On a GPU of its own, so that a copy stays on the CPU whatever else uses the network.
+        return Runner(network if compute.device == "cpu" else copy.deepcopy(network), settings, compute)
+
+    return _runners.get(key, make)
 
 
 def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, str | None]:

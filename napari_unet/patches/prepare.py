@@ -173,7 +173,7 @@ class PreparedScan:
 
 
 def _layer_of(source: Any) -> int:
-    """Return how many planes of a scan on the disk are read together; 1 of one in memory, or where they are too large."""
+    """Return how many planes of a scan on the disk are read together; 1 if in memory, or where they are too large."""
     if isinstance(source, np.ndarray):
         return 1
     planes = max(source.chunks[0])

@@ -85,8 +85,8 @@ class Worker:
             return
         self._readying, self._ready_next = True, None
         handle, file = self.share_scan(scan), self.share_checkpoint(checkpoint)
-        ends = {"on_result": self._ready_over, "on_error": self._ready_over, "on_cancelled": self._ready_over}
-        self.engine.submit(make_ready, handle, file, self.compute, **ends)
+        over = self._ready_over
+        self.engine.submit(make_ready, handle, file, self.compute, on_result=over, on_error=over, on_cancelled=over)
 
     def _ready_over(self, _: object = None) -> None:
         self._readying = False

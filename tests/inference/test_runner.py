@@ -9,10 +9,12 @@ import torch
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import EngineError
 from napari_unet.domain.settings import AugmentationSettings, InferenceSettings, ModelSettings, NetworkSettings
-from napari_unet.inference.predict import entropy, predict
+from napari_unet.inference.predict import PixelShare, entropy, predict
 from napari_unet.inference.runner import Runner
 from napari_unet.inference.slabs import Slab, plan_slabs
 from napari_unet.networks.factory import build
+from napari_unet.networks.pixel_head import PixelHead
+from napari_unet.patches.filters import plane_features
 
 CPU = ResolvedCompute("cpu", "float32", 1)
 
@@ -93,6 +95,54 @@ class TestMemory:
         fails_above(runner, 64 * 64, lambda: torch.OutOfMemoryError("out of memory"))
         assert classes_of(runner, image_of((1, 128, 128)), settings)[0].max() < 3
 
+    @pytest.mark.parametrize(
+        ("dimensions", "shape", "tile"),
+        [
+            (2, (1, 264, 264), None),
+            (2, (1, 1100, 1050), (1024, 1024)),
+            (3, (35, 51, 35), None),
+            (3, (9, 9, 9), None),
+            (2, (1, 5, 700), None),
+        ],
+    )
+    @pytest.mark.parametrize("share", [0.3, 0.01, 0])
+    def test_whatever_the_shape_it_comes_to_an_end(self, dimensions, shape, tile, share):
+        settings = settings_for(dimensions, tile=tile)
+        runner = Runner(build(settings.network, seed=0), settings, CPU)
+        runner._run = lambda x: torch.zeros(len(x), 3, *x.shape[2:])
+        sizes = fails_above(runner, share * np.prod(shape), lambda: torch.OutOfMemoryError("out of memory"))
+        try:
+            found, notes = classes_of(runner, image_of(shape), settings)
+        except EngineError:
+            assert share * np.prod(shape) < 32 * 32 * 2
+        else:
+            assert found.max() < 3
+            assert len(notes) == 1
+            assert max(sizes) <= share * np.prod(shape)
+
+    def test_a_full_computer_is_not_taken_for_a_full_gpu(self, monkeypatch):
+        settings = settings_for()
+        runner = with_lost_gpu(settings, monkeypatch, fail_from=1000)
+        monkeypatch.setattr(Runner, "put", lambda self, array: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(EngineError, match="computer's memory"):
+            classes_of(runner, image_of((2, 48, 40)), settings)
+        assert runner.device == "cuda"
+
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_what_another_runtime_cannot_run_is_run_by_torch(self, wanted):
+        settings = settings_for()
+        image = image_of((2, 32, 32))
+        network = build(settings.network, seed=0)
+        expected, _ = classes_of(Runner(network, settings, CPU), image, settings)
+        runner = Runner(network, settings, CPU)
+        runner._compute = ResolvedCompute("cpu", "float32", 1, runtime="openvino", runtime_wanted=wanted)
+        fails_above(runner, 0, lambda: RuntimeError("Exception from src/plugins: not supported"))
+        if wanted:
+            with pytest.raises(RuntimeError, match="not supported"):
+                classes_of(runner, image, settings)
+        else:
+            assert np.array_equal(classes_of(runner, image, settings)[0], expected)
+
     def test_in_the_end_one_sentence(self):
         settings = settings_for(3)
         runner = Runner(build(settings.network, seed=0), settings, CPU)
@@ -127,6 +177,20 @@ def with_lost_gpu(settings, monkeypatch, fail_from=1):
     monkeypatch.setattr(Runner, "_with_torch", run)
     runner._run = lambda x: Runner._with_torch(runner, x)
     return runner
+
+
+def test_a_classifier_of_pixels_comes_along(monkeypatch):
+    settings = settings_for()
+    image = image_of((3, 24, 24))
+    head = PixelHead(len(plane_features(image[:, 0], 3, 0, settings)), 3).eval()
+    share = PixelShare(head, 0.5)
+    alone = Runner(build(settings.network, seed=0), settings, CPU)
+    slabs = [Slab(i, i + 1) for i in range(3)]
+    expected = [r.classes for r in predict(alone, image, settings, CPU, slabs, pixels=share)]
+    runner = with_lost_gpu(settings, monkeypatch)
+    monkeypatch.setattr(runner, "beside", lambda given: given)
+    found = [r.classes for r in predict(runner, image, settings, CPU, slabs, pixels=share)]
+    assert all(map(np.array_equal, found, expected))
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

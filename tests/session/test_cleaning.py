@@ -80,6 +80,61 @@ def test_a_preview_of_what_has_changed_since_is_not_applied(session):
         session.clean_up.apply()
 
 
+def test_an_answer_about_labels_that_have_changed_since_is_of_no_use(session):
+    state = with_islands(session)
+    session.clean_up.look(ISLANDS)
+    view = state.annotation.labels.copy()
+    view[1, :10, 1] = 1  # a bridge from the island
+    session.record_edit(state, view, slice(None))
+    session.clean_up.wait(session._engine, SECONDS)
+    assert session.clean_up.preview is None
+    assert not session.clean_up.is_looking
+    assert any("Preview again" in notice for notice in session.heard.notices)
+
+
+def test_a_preview_goes_with_its_scan_from_the_screen(session):
+    state = with_islands(session)
+    look(session)
+    other, _ = open_lesson(session, seed=8)
+    assert session.clean_up.preview is None
+    session.activate(state)
+    session.clean_up.look(ISLANDS)
+    session.activate(other)
+    session.clean_up.wait(session._engine, SECONDS)
+    assert session.clean_up.preview is None
+    assert not session.clean_up.is_looking
+
+
+def test_what_was_taken_back_is_not_cleaned_up(session, trained):
+    settings = trained.card.settings.with_values({"after_care.fill_holes": True, "after_care.smooth_mm": 3})
+    session.use_model(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
+    state, _ = open_lesson(session, (8, 24, 24))
+    before = snapshot(state)
+    session.propose()
+    poll_until(session, lambda: session.proposal.is_over)
+    session.undo(state)
+    session.clean_up.wait(session._engine, SECONDS)
+    assert_same_state(snapshot(state), before)
+    assert not session.undo(state)
+
+
+def test_painting_beside_the_clean_up_of_a_proposal_is_kept(session, trained):
+    settings = trained.card.settings.with_values({"after_care.smallest_mm3": 1e6})
+    session.use_model(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
+    state, _ = open_lesson(session, (8, 24, 24))
+    before = snapshot(state)
+    session.propose()
+    poll_until(session, lambda: session.proposal.is_over)
+    view = state.annotation.labels.copy()
+    view[2, 20:23, 20:23] = 1
+    session.record_edit(state, view, slice(None))
+    session.clean_up.wait(session._engine, SECONDS)
+    assert np.array_equal(state.annotation.labels > 0, state.annotation.painted)
+    for _ in range(3):
+        session.undo(state)
+    assert_same_state(snapshot(state), before)
+
+
 def test_it_wants_a_scan_and_something_to_do(session):
     with pytest.raises(SessionError, match="No scan"):
         session.clean_up.look(ISLANDS)
@@ -134,6 +189,19 @@ class TestStoppingAProposal:
         session.wait(SECONDS)
         assert_same_state(snapshot(state), before)
 
+    def test_whole_or_not_at_all_where_a_slice_was_reopened_in_between(self, session, trained):
+        session.use_model(trained)
+        state, _ = open_lesson(session, (200, 24, 24))
+        session.accept_slices(state, [199])
+        session.propose()
+        poll_until(session, lambda: state.annotation.labels.any())
+        session.accept_slices(state, [199], accepted=False)
+        poll_until(session, lambda: len(session.proposal.steps) > 1)
+        labels = state.annotation.labels.copy()
+        with pytest.raises(SessionError, match="worked on the scan since"):
+            session.cancel_proposal(take_back=True)
+        assert np.array_equal(state.annotation.labels, labels)
+
     def test_but_not_under_what_was_done_since(self, session, trained):
         state, _ = self.arrived(session, trained)
         session.accept_slices(state, [0])
@@ -156,6 +224,8 @@ def test_how_unsure_a_proposal_is_comes_with_it(session, trained):
     assert (state.uncertainty.shape, state.uncertainty.dtype) == (truth.shape, np.uint8)
     wrong = state.annotation.labels != truth
     assert state.uncertainty[wrong].mean() > 2 * state.uncertainty[~wrong].mean()
+    session.undo(state)
+    assert not state.uncertainty.any(), "it goes with its proposal"
 
 
 def test_a_scan_of_another_kind_is_proposed_with_one_word_of_warning(session, trained):
