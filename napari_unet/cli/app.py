@@ -95,9 +95,11 @@ def predict(
     resample: o.Resample = False,
 ) -> None:
     """Write masks for scans and folders."""
+    from napari_unet.cli.prediction import say_outcome
     from napari_unet.io.registry import read_scan
     from napari_unet.io.writers import require_format
     from napari_unet.session.batch import Predictor, find_targets, predict_targets
+    from napari_unet.session.cohort import TABLE, CohortTable
     from napari_unet.session.models import find_task_model
 
     if compute is not None or insecure:
@@ -112,8 +114,9 @@ def predict(
     predictor = Predictor(checkpoint, _resolve(device, runtime), values)
     if tta and not checkpoint.card.settings.augmentation.mirror:
         say("note: this model never saw mirrored scans, so --tta changes nothing.")
-    failures = []
-    for outcome in predict_targets(
+    table = CohortTable(out / TABLE) if any(path.is_dir() for path in paths) and len(targets) > 1 else None
+    failures, n_targets = [], len(targets)
+    outcomes = predict_targets(
         targets,
         out,
         predictor,
@@ -121,16 +124,19 @@ def predict(
         labelmap=labelmap,
         uncertainty=uncertainty,
         read=lambda path: read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample),
-    ):
-        if outcome.error is None:
-            say(f"wrote {outcome.written}")
-            for note in outcome.notes:
-                say(f"note: {outcome.target.source.name}: {note}")
-            continue
-        if not keep_going:
-            raise outcome.error
-        failures.append(outcome)
-        say(f"error: {outcome.target.source.name}: {outcome.error}")
+    )
+    try:
+        for number, outcome in enumerate(outcomes, start=1):
+            say_outcome(outcome, number, n_targets, table)
+            if outcome.error is not None:
+                if not keep_going:
+                    raise outcome.error
+                failures.append(outcome)
+                say(f"error: {outcome.target.source.name}: {outcome.error}")
+    finally:
+        # Also of a run that was interrupted, which the next one takes up.
+        if table is not None:
+            table.write()
     if format == "dicom-seg":
         say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
     if failures:

@@ -32,6 +32,7 @@ def write_sidecar(
     *,
     model: ModelCard | None = None,
     model_id: str | None = None,
+    prediction: dict[str, Any] | None = None,
 ) -> Path:
     """Write the provenance of a mask beside it.
 
@@ -47,6 +48,8 @@ def write_sidecar(
         Of the model that proposed.
     model_id : str, optional
         Hash of its weights (``Checkpoint.id``).
+    prediction : dict, optional
+        What is to be known of a mask that nobody has touched, in plain JSON values.
 
     Returns
     -------
@@ -62,7 +65,10 @@ def write_sidecar(
     path = sidecar_path(mask_path)
     if path.exists() and not _is_ours(path):
         raise ExportError(f"{path.name} is there already and is no record of this program: choose another folder.")
-    text = json.dumps(provenance(mask_path, scan, schema, model=model, model_id=model_id), indent=2, ensure_ascii=False)
+    record = provenance(mask_path, scan, schema, model=model, model_id=model_id)
+    if prediction is not None:
+        record["prediction"] = prediction
+    text = json.dumps(record, indent=2, ensure_ascii=False)
     data = (text + "\n").encode("utf-8")
     put_in_place(path, ".json", MaskFile(lambda p: p.write_bytes(data), lambda p: p.read_bytes() == data))
     return path
@@ -77,21 +83,26 @@ def provenance(
     model_id: str | None = None,
 ) -> dict[str, Any]:
     """Return what :func:`write_sidecar` writes, as plain JSON values."""
-    geometry = scan.geometry
     return {
         "program": _PROGRAM,
         "version": _version(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "format": format_of(mask_path),
         "source": {"hash": scan.fingerprint, "modality": scan.modality},
-        "grid": {
-            "axes": "zyx"[-len(scan.spatial_shape) :],
-            "shape": [int(n) for n in scan.spatial_shape],
-            "spacing_mm": None if geometry.spacing is None else [float(step) for step in geometry.spacing],
-            "affine_lps_mm": None if geometry.affine is None else geometry.affine.tolist(),
-        },
+        "grid": grid_of(scan),
         "labels": [{"id": one.id, "name": one.name, "colour": list(one.colour)} for one in schema.classes],
         "model": None if model is None else {"name": model.name, "id": model_id, "created": model.created or None},
+    }
+
+
+def grid_of(scan: Scan) -> dict[str, Any]:
+    """Return where the voxels of a scan stand, as plain JSON values."""
+    geometry = scan.geometry
+    return {
+        "axes": "zyx"[-len(scan.spatial_shape) :],
+        "shape": [int(n) for n in scan.spatial_shape],
+        "spacing_mm": None if geometry.spacing is None else [float(step) for step in geometry.spacing],
+        "affine_lps_mm": None if geometry.affine is None else geometry.affine.tolist(),
     }
 
 
@@ -100,12 +111,21 @@ def has_record(mask_path: Path) -> bool:
     return _is_ours(sidecar_path(mask_path))
 
 
+def read_record(mask_path: Path) -> dict[str, Any] | None:
+    """Return the record of this program beside a mask; None where there is none."""
+    return _read(sidecar_path(mask_path))
+
+
 def _is_ours(path: Path) -> bool:
+    return _read(path) is not None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("program") == _PROGRAM
+        return None
+    return record if isinstance(record, dict) and record.get("program") == _PROGRAM else None
 
 
 def _version() -> str:

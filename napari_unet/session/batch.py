@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, 
 from napari_unet.io.registry import find_sources, read_scan, source_stem
 from napari_unet.io.sidecar import has_record, write_sidecar
 from napari_unet.io.writers import mask_suffix, uncertainty_path, write_mask, write_uncertainty
+from napari_unet.session.cohort import ClassVolume, done_before, prediction_record, recorded_volumes, volumes_of
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 
 if TYPE_CHECKING:
@@ -115,6 +117,12 @@ class Predictor:
         load_weights(network, checkpoint.weights)
         self._runner = Runner(network, self._settings, compute)
         self._pixels = PixelShare.of(checkpoint)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The settings that a mask depends on besides the weights, as plain JSON values."""
+        dumped = self._settings.model_dump(mode="json")
+        return {group: dumped[group] for group in ("inference", "after_care")}
 
     def predict(self, scan: Scan, *, uncertainty: bool = False, scratch: Path | None = None) -> Prediction:
         """Return the mask of a whole scan.
@@ -222,12 +230,15 @@ def mask_stem(source: Path, scan: Scan) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one target: the file written, or why none was."""
+    """What became of one target: the file written now or before, or why none was; what is known of it."""
 
     target: Target
     written: Path | None
     error: NapariUnetError | None
     notes: tuple[str, ...] = ()
+    volumes: tuple[ClassVolume, ...] = ()
+    seconds: float = 0.0
+    done_before: bool = False
 
 
 def predict_targets(
@@ -241,6 +252,9 @@ def predict_targets(
     read: Callable[[Path], Scan] = read_scan,
 ) -> Iterator[Outcome]:
     """Predict scans one by one and write their masks; a failure is an outcome, not an end.
+
+    A mask that an earlier run wrote of the same voxels with the same weights and settings, and that is still as it was
+    written, is left.
 
     Raises
     ------
@@ -257,16 +271,22 @@ def predict_targets(
             )
         stems[key] = target.source
     for target in targets:
+        started = time.monotonic()
         try:
             scan = read(target.source)
             path = out / target.folder / (mask_stem(target.source, scan) + mask_suffix(format_name, scan))
+            how = {**predictor.how, "labelmap": labelmap}
+            made = done_before(path, scan, predictor.checkpoint.id, how)
+            if made is not None and (not uncertainty or uncertainty_path(path, scan).exists()):
+                yield Outcome(target, path, None, tuple(made["notes"]), recorded_volumes(made), done_before=True)
+                continue
             with _scratch(out, scan) as scratch:
                 found = predictor.predict(scan, uncertainty=uncertainty, scratch=scratch)
-                _write(found, scan, path, predictor.checkpoint, labelmap)
+                volumes = _write(found, scan, path, predictor.checkpoint, how)
         except NapariUnetError as error:
-            yield Outcome(target, None, error)
+            yield Outcome(target, None, error, seconds=time.monotonic() - started)
         else:
-            yield Outcome(target, path, None, found.notes)
+            yield Outcome(target, path, None, found.notes, volumes, time.monotonic() - started)
 
 
 @contextmanager
@@ -286,14 +306,20 @@ def _scratch(out: Path, scan: Scan) -> Iterator[Path | None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(found: Prediction, scan: Scan, path: Path, checkpoint: Checkpoint, labelmap: bool) -> None:
+def _write(
+    found: Prediction, scan: Scan, path: Path, checkpoint: Checkpoint, how: dict[str, Any]
+) -> tuple[ClassVolume, ...]:
+    """Write a mask and what belongs to it; return the volumes of its classes."""
     card = checkpoint.card
-    write_mask(
-        found.labels, scan, path, card.label_schema, algorithm="AUTOMATIC", model_name=card.name, labelmap=labelmap
-    )
-    write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id)
+    options: dict[str, Any] = {"algorithm": "AUTOMATIC", "model_name": card.name, "labelmap": how["labelmap"]}
+    write_mask(found.labels, scan, path, card.label_schema, **options)
     if found.uncertainty is not None:
         write_uncertainty(found.uncertainty, scan, uncertainty_path(path, scan))
+    volumes = volumes_of(found.labels, card.label_schema, scan)
+    # The record comes last: where there is one, all that it speaks of is there.
+    record = prediction_record(path, how, volumes, found.notes)
+    write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id, prediction=record)
+    return volumes
 
 
 def schema_for(mapping: LabelMapping) -> LabelSchema:
