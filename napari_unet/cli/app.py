@@ -95,52 +95,28 @@ def predict(
     resample: o.Resample = False,
 ) -> None:
     """Write masks for scans and folders."""
-    from napari_unet.cli.prediction import say_outcome
+    from napari_unet.cli.prediction import run_predict
     from napari_unet.io.registry import read_scan
-    from napari_unet.io.writers import require_format
-    from napari_unet.session.batch import Predictor, find_targets, predict_targets
-    from napari_unet.session.cohort import TABLE, CohortTable
-    from napari_unet.session.models import find_task_model
 
     if compute is not None or insecure:
         o.not_there_yet("--compute")
-    if format is not None:
-        require_format(format)
     if labelmap and format != "dicom-seg":
         raise typer.BadParameter("--labelmap goes with --format dicom-seg only.")
     values = {"inference.mirror": tta or uncertainty, **o.parse_proposal_settings(set_)}
-    checkpoint = find_task_model(model)
-    targets = find_targets(paths)
-    predictor = Predictor(checkpoint, _resolve(device, runtime), values)
-    if tta and not checkpoint.card.settings.augmentation.mirror:
-        say("note: this model never saw mirrored scans, so --tta changes nothing.")
-    table = CohortTable(out / TABLE) if any(path.is_dir() for path in paths) and len(targets) > 1 else None
-    failures, n_targets = [], len(targets)
-    outcomes = predict_targets(
-        targets,
+    n_failed, n_targets = run_predict(
+        paths,
         out,
-        predictor,
+        model,
+        resolve=lambda: _resolve(device, runtime),
+        values=values,
         format_name=format,
         labelmap=labelmap,
         uncertainty=uncertainty,
+        keep_going=keep_going,
         read=lambda path: read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample),
     )
-    try:
-        for number, outcome in enumerate(outcomes, start=1):
-            say_outcome(outcome, number, n_targets, table)
-            if outcome.error is not None:
-                if not keep_going:
-                    raise outcome.error
-                failures.append(outcome)
-                say(f"error: {outcome.target.source.name}: {outcome.error}")
-    finally:
-        # Also of a run that was interrupted, which the next one takes up.
-        if table is not None:
-            table.write()
-    if format == "dicom-seg":
-        say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
-    if failures:
-        say(f"error: {len(failures)} of {len(targets)} scans failed; the others were written.")
+    if n_failed:
+        say(f"error: {n_failed} of {n_targets} scans failed; the others were written.")
         raise typer.Exit(1)
 
 

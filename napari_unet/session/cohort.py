@@ -137,13 +137,15 @@ class CohortTable:
         self._rows.append(row)
 
     def write(self) -> None:
-        """Write the table.
+        """Write the table, if anything became of any scan.
 
         Raises
         ------
         ExportError
             The disk refuses.
         """
+        if not self._rows:
+            return
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [*_COLUMNS, *self._classes], restval="")
         writer.writeheader()
