@@ -107,7 +107,7 @@ def _product(
     settings = settings_of(volume).with_values({"inference.tile": tile})
     compute = resolve(ComputeSettings(device=given.device, runtime=runtime))
     torch.set_num_threads(compute.threads)
-    given.runtime, given.precision = compute.runtime, compute.precision
+    given.runtime, given.precision = compute.runtime_for(len(volume.tile)), compute.precision
     before = time.perf_counter()
     runner = Runner(network, settings, compute)
     given.conversion = time.perf_counter() - before
@@ -253,9 +253,12 @@ def _measure_all(volumes: dict[str, Volume], rounds: int, given: argparse.Namesp
                         "seconds": statistics.median(run["seconds"] for run in found),
                         "seconds_of_rounds": [run["seconds"] for run in found],
                         "peak_mib": max(run["peak_mib"] for run in found),
-                        "agreement": _agreement(
-                            Path(folder) / f"{name}-{tool}.npy", Path(folder) / f"{name}-monai.npy"
-                        ),
+                        **{
+                            f"agreement_with_{peer}": _agreement(
+                                Path(folder) / f"{name}-{tool}.npy", Path(folder) / f"{name}-{peer}.npy"
+                            )
+                            for peer in _PEERS
+                        },
                     }
                     for tool, found in runs.items()
                 },
@@ -308,7 +311,10 @@ def main() -> None:
         "ratios_equal_tiles": ratios("napari-unet, equal tiles"),
         "ratios_torch_equal_tiles": ratios("napari-unet, torch, equal tiles"),
         "memory": {name: {tool: found[tool]["peak_mib"] for tool in _TOOLS} for name, found in results.items()},
-        "agreement": {name: {tool: found[tool]["agreement"] for tool in _TOOLS} for name, found in results.items()},
+        "agreement": {
+            name: {tool: {peer: found[tool][f"agreement_with_{peer}"] for peer in _PEERS} for tool in _TOOLS}
+            for name, found in results.items()
+        },
     }
     write(figures, given.json)
 

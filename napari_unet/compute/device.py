@@ -29,7 +29,7 @@ _PROBE_FEWEST_REPEATS = 2
 _PROBE_SECONDS = 0.3
 #: A runtime other than torch has to be clearly faster to be worth the seconds that converting a network takes.
 _WORTHWHILE_RUNTIME = 1.2
-_PROBE_SIDE, _RUNTIME_REPEATS = 256, 3
+_PROBE_TILES, _RUNTIME_REPEATS = {2: (256, 256), 3: (32, 64, 64)}, 3
 
 
 def resolve(settings: ComputeSettings) -> ResolvedCompute:
@@ -40,8 +40,8 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     settings : ComputeSettings
         ``auto`` takes CUDA before MPS before the CPU. On CUDA it takes bfloat16 where the hardware has it, else
         float16; on MPS float32; on the CPU whichever of float32 and bfloat16 a short probe finds faster
-        (remembered per processor and version of torch). The runtime ``auto`` takes the fastest of those installed,
-        by a probe that is remembered too, on a CPU; elsewhere torch.
+        (remembered per processor and version of torch). The runtime ``auto`` takes the fastest of those installed, for
+        2D and for 3D networks, by a probe that is remembered too, on a CPU; elsewhere torch.
 
     Returns
     -------
@@ -63,17 +63,18 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     from napari_unet.inference.runtimes import RUNTIME_NAMES
 
     plain = ResolvedCompute(device, precision, threads)
-    runtime: str = settings.runtime
-    if runtime == "auto":
-        runtime = _fastest_runtime(plain) if device == "cpu" else "torch"
-    elif runtime != "torch":
-        _require_runtime(runtime)
-    by = "" if runtime == "torch" else f", proposing with {RUNTIME_NAMES[runtime]}"
+    runtimes: tuple[str, str] = (settings.runtime, settings.runtime)
+    if settings.runtime == "auto":
+        runtimes = _fastest_runtimes(plain) if device == "cpu" else ("torch", "torch")
+    elif settings.runtime != "torch":
+        _require_runtime(settings.runtime)
+    names = " and ".join(dict.fromkeys(RUNTIME_NAMES[name] for name in runtimes if name != "torch"))
     return replace(
         plain,
-        runtime=runtime,
+        runtime=runtimes[0],
+        runtime_3d=runtimes[1],
         runtime_wanted=settings.runtime not in ("auto", "torch"),
-        reason=f"{why}, in {precision}{by}.",
+        reason=f"{why}, in {precision}{f', proposing with {names}' if names else ''}.",
     )
 
 
@@ -177,26 +178,34 @@ def _require_runtime(name: str) -> None:
 
 
 @functools.cache
-def _fastest_runtime(compute: ResolvedCompute) -> str:
+def _fastest_runtimes(compute: ResolvedCompute) -> tuple[str, str]:
+    """Return what is fastest for 2D and for 3D networks."""
     from napari_unet.inference.runtimes import installed_runtimes, versions
 
     names = installed_runtimes()
     if not names:
-        return "torch"
+        return "torch", "torch"
     key = f"{versions(names)}, {_cpu_name()}, {compute.threads} threads, {compute.precision}"
     path = _cache_path().with_name("cpu-runtime.json")
-    known = _read_cache(path, ("torch",))
-    if key not in known:
-        known[key] = {name: _probe_runtime(replace(compute, runtime=name)) for name in ("torch", *names)}
-        _write_cache(path, known)
-    seconds = known[key]
-    logger.info("%s: %s", key, seconds)
-    best = min(seconds, key=lambda name: seconds[name])
-    return best if seconds["torch"] >= _WORTHWHILE_RUNTIME * seconds[best] else "torch"
+    known = _read_cache(path, ())
+
+    def fastest(dimensions: int) -> str:
+        own = f"{key}, {dimensions}D"
+        if not known.get(own, {}).keys() >= {"torch", *names}:
+            known[own] = {
+                name: _probe_runtime(replace(compute, runtime=name), dimensions) for name in ("torch", *names)
+            }
+            _write_cache(path, known)
+        seconds = known[own]
+        logger.info("%s: %s", own, seconds)
+        best = min(seconds, key=lambda name: seconds[name])
+        return best if seconds["torch"] >= _WORTHWHILE_RUNTIME * seconds[best] else "torch"
+
+    return fastest(2), fastest(3)
 
 
-def _probe_runtime(compute: ResolvedCompute) -> float:
-    """Return the seconds in which a small network of the default kind predicts one plane; the best of a few."""
+def _probe_runtime(compute: ResolvedCompute, dimensions: int) -> float:
+    """Return the seconds in which a small network of the default kind predicts one tile; the best of a few."""
     import torch
 
     from napari_unet.domain.settings import ModelSettings
@@ -207,9 +216,10 @@ def _probe_runtime(compute: ResolvedCompute) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(compute.threads)
     try:
-        settings = ModelSettings().with_values({"inference.skip_constant": False})
+        network = {"network.dimensions": dimensions, "network.strides": [[2] * dimensions] * 4}
+        settings = ModelSettings().with_values({"inference.skip_constant": False, **network})
         runner = Runner(build(settings.network, seed=0), settings, replace(compute, runtime_wanted=True))
-        plane, best = torch.zeros(1, 1, _PROBE_SIDE, _PROBE_SIDE), float("inf")
+        plane, best = torch.zeros(1, 1, *_PROBE_TILES[dimensions]), float("inf")
         with torch.inference_mode():
             runner.probability(plane)
             for _ in range(_RUNTIME_REPEATS):

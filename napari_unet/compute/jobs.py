@@ -167,7 +167,7 @@ def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
     """Return the network of a checkpoint where it runs; it keeps what it learns about memory and device."""
     from napari_unet.inference.runner import Runner
 
-    key = (file.key, compute.device, compute.precision, compute.runtime)
+    key = (file.key, compute)
     settings = _checkpoint(file).card.settings
 
     def make() -> Runner:

@@ -18,7 +18,9 @@ class ResolvedCompute:
     threads : int
         CPU threads of one job.
     runtime : str
-        What runs networks that only predict: ``torch``, ``onnx`` or ``openvino``.
+        What runs 2D networks that only predict: ``torch``, ``onnx`` or ``openvino``.
+    runtime_3d : str
+        The same for 3D networks; empty: as in 2D.
     runtime_wanted : bool
         The runtime was asked for by name: a network that it cannot run is an error then, and not run by torch.
     reason : str
@@ -29,12 +31,17 @@ class ResolvedCompute:
     precision: str
     threads: int
     runtime: str = "torch"
+    runtime_3d: str = ""
     runtime_wanted: bool = False
     reason: str = field(default="", compare=False)
 
     def in_torch(self) -> ResolvedCompute:
         """Return the same with torch, for work that is over before a network could be converted."""
-        return replace(self, runtime="torch", runtime_wanted=False)
+        return replace(self, runtime="torch", runtime_3d="", runtime_wanted=False)
+
+    def runtime_for(self, dimensions: int) -> str:
+        """Return what runs networks of so many dimensions."""
+        return self.runtime_3d or self.runtime if dimensions == 3 else self.runtime
 
 
 #: For the environment of every process that computes, before torch is loaded. OpenMP threads that spin while they wait

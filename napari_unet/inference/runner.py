@@ -90,8 +90,8 @@ class Runner:
             if self._spare is None or not _is_lost(error):
                 raise
             self._leave_device(_ON_CPU)
-        if self._compute.runtime != "torch":
-            self._convert(compute)
+        if self._runtime != "torch":
+            self._convert()
 
     def attempt(self, work: Callable[[], _T]) -> _T:
         """Return what some work with this runner gives, begun anew where memory or device fail.
@@ -209,11 +209,15 @@ class Runner:
         with torch.autocast(torch.device(self.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
             return self._network(x)
 
-    def _convert(self, compute: ResolvedCompute) -> None:
+    @property
+    def _runtime(self) -> str:
+        return self._compute.runtime_for(self.settings.network.dimensions)
+
+    def _convert(self) -> None:
         try:
-            self._run = converted(self._network, self.settings.network, compute)
+            self._run = converted(self._network, self.settings.network, self._compute)
         except ModelError as error:
-            if compute.runtime_wanted:
+            if self._compute.runtime_wanted:
                 raise
             logger.info("torch runs this network: %s", error)
 
@@ -251,7 +255,7 @@ class Runner:
 
     @property
     def _is_converted(self) -> bool:
-        return self._compute.runtime != "torch" and self._run != self._with_torch
+        return self._runtime != "torch" and self._run != self._with_torch
 
     def _leave_device(self, note: str) -> None:
         assert self._spare is not None
