@@ -12,6 +12,7 @@ from napari_unet.compute.device import available_cores, resolve
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import EngineError
 from napari_unet.domain.settings import ComputeSettings
+from napari_unet.inference.runtimes import installed_runtimes
 
 needs_no_gpu = pytest.mark.skipif(
     torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU"
@@ -82,3 +83,59 @@ def test_a_damaged_cache_is_measured_anew(cache, content):
 def test_a_cache_that_cannot_be_written_does_no_harm(cache):
     cache.parent.write_text("a file where the folder should be")
     assert resolve(ComputeSettings(device="cpu", threads=1)).precision in ("float32", "bfloat16")
+
+
+class TestRuntimes:
+    @pytest.fixture
+    def measured(self, cache, monkeypatch):
+        """Say how fast each runtime is, and hear what was measured."""
+        device._fastest_runtimes.cache_clear()
+        asked = []
+
+        def take(seconds):
+            def probe(compute, dimensions):
+                asked.append((compute.runtime, dimensions))
+                return seconds[dimensions].get(compute.runtime, float("inf"))
+
+            monkeypatch.setattr(device, "_probe_runtime", probe)
+            monkeypatch.setattr("napari_unet.inference.runtimes.installed_runtimes", lambda: ["onnx", "openvino"])
+            return asked
+
+        yield take
+        device._fastest_runtimes.cache_clear()
+
+    def test_the_fastest_is_taken_for_2d_and_3d_apart_and_remembered(self, measured):
+        asked = measured(
+            {2: {"torch": 1.0, "onnx": 0.5, "openvino": 0.7}, 3: {"torch": 1.0, "onnx": 2.0, "openvino": 0.6}}
+        )
+        settings = ComputeSettings(device="cpu", precision="float32", threads=1, runtime="auto")
+        resolved = resolve(settings)
+        assert (resolved.runtime_for(2), resolved.runtime_for(3)) == ("onnx", "openvino")
+        assert not resolved.runtime_wanted
+        assert "ONNX Runtime and OpenVINO" in resolved.reason
+        assert len(asked) == 6
+        device._fastest_runtimes.cache_clear()
+        assert resolve(settings) == resolved
+        assert len(asked) == 6, "the next program need not measure again"
+
+    def test_what_is_hardly_faster_or_fails_is_not_worth_it(self, measured):
+        measured({2: {"torch": 1.0, "onnx": 0.9}, 3: {"torch": 1.0}})
+        resolved = resolve(ComputeSettings(device="cpu", precision="float32", threads=1, runtime="auto"))
+        assert (resolved.runtime_for(2), resolved.runtime_for(3)) == ("torch", "torch")
+
+    def test_what_was_asked_for_by_name_is_meant(self, measured, monkeypatch):
+        asked = measured({2: {}, 3: {}})
+        resolved = resolve(ComputeSettings(device="cpu", precision="float32", threads=1, runtime="openvino"))
+        assert (resolved.runtime_for(2), resolved.runtime_for(3)) == ("openvino", "openvino")
+        assert resolved.runtime_wanted
+        assert resolved.in_torch().runtime_for(3) == "torch"
+        assert asked == []
+        monkeypatch.setattr("napari_unet.inference.runtimes.installed_runtimes", lambda: [])
+        with pytest.raises(EngineError, match="pip install"):
+            resolve(ComputeSettings(device="cpu", runtime="onnx"))
+
+    def test_the_probe_runs_what_is_installed(self):
+        for name in ("torch", *installed_runtimes()):
+            compute = ResolvedCompute("cpu", "float32", 1, runtime=name)
+            for dimensions in (2, 3):
+                assert 0 < device._probe_runtime(compute, dimensions) < 60
