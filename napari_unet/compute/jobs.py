@@ -167,8 +167,10 @@ def _runner(file: SharedArray, compute: ResolvedCompute) -> Runner:
     """Return the network of a checkpoint where it runs; it keeps what it learns about memory and device."""
     from napari_unet.inference.runner import Runner
 
-    key = (file.key, compute)
     settings = _checkpoint(file).card.settings
+    runtime = compute.runtime_for(settings.network.dimensions)
+    # One for all that come to the same, so that what it learns is learnt once.
+    key = (file.key, compute.device, compute.precision, compute.threads, runtime, compute.runtime_wanted)
 
     def make() -> Runner:
         network = _network(file)[0]

@@ -83,7 +83,6 @@ def predict(
     """
     runner = network if isinstance(network, Runner) else Runner(network, settings, compute)
     for slab in slabs:
-        runner.note = ""
         yield runner.attempt(partial(_result, runner, image, settings, compute, slab, zoom, pixels))
 
 
@@ -181,7 +180,7 @@ def _planes(
         own = []
         for plane, index in zip(seen, range(slab.start, slab.stop), strict=True):
             features = torch.from_numpy(plane_features(plane.cpu().numpy(), image.shape[1], index, settings))
-            logits = head(features.to(runner.device).flatten(1).T)
+            logits = head(features.to(seen.device).flatten(1).T)
             own.append(logits.softmax(1).T.reshape(-1, *seen.shape[2:]))
         probability = (1 - share) * probability + share * torch.stack(own)
     return _on_acquired_grid(probability, tuple(planes.shape[2:])).transpose(0, 1)

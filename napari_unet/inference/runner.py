@@ -238,6 +238,7 @@ class Runner:
         logger.info("Out of memory with %d tiles of %d voxels on %s", n, size, self.device)
         if isinstance(error, MemoryError) and self.device != "cpu":
             # What is full is the computer's memory, and the CPU would need more of it.
+            self.note = ""
             raise EngineError(_FULL) from error
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -250,6 +251,7 @@ class Runner:
         elif self._spare is not None:
             self._leave_device(_ON_CPU_FOR_MEMORY)
         else:
+            self.note = ""
             raise EngineError(_FULL) from error
         raise _BeginAnew from error
 

@@ -33,7 +33,7 @@ _PIECE_VOXELS = 1 << 24
 _QUANTILES = (1, 10, 25, 50, 75, 90, 99)
 _MEASURED_PLANES, _QUANTILE_SAMPLE = 16, 100_000
 # Layers of chunks that are kept of each channel of a scan on the disk, and their largest size.
-_LAYERS, _LAYER_BYTES = 2, 1 << 28
+_LAYERS, _LAYER_BYTES = 2, 1 << 27
 
 _Step = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -65,8 +65,6 @@ class PreparedScan:
         self._n_slices, self._piece = slices, max(1, _PIECE_VOXELS // (height * width))
         self._layers: OrderedDict[tuple[int, int], NDArray] = OrderedDict()
         self._layer = _layer_of(self._sources[0])
-        # A chunk is decoded as a whole, whatever is asked for of it.
-        self._piece = max(self._layer, self._piece - self._piece % self._layer)
         # Within the plane the zoom is the same for every network.
         self._zoom = zoom_of(scan, ModelSettings(preparation=settings))[1:]
         self._steps = [self._measured(channel, settings) for channel in range(1 if self._grey else len(self._sources))]

@@ -25,9 +25,16 @@ from napari_unet.evaluation.metrics import CaseScores, score_case
 from napari_unet.io.masks import LabelMapping, TruthRule, distinct_values, infer_classes, read_mask
 from napari_unet.io.pairs import LabelledScan, find_pairs, group_of, load_pair, load_pairs
 from napari_unet.io.registry import find_sources, read_scan, source_stem
-from napari_unet.io.sidecar import has_record, write_sidecar
+from napari_unet.io.sidecar import has_record, read_record, write_sidecar
 from napari_unet.io.writers import mask_suffix, uncertainty_path, write_mask, write_uncertainty
-from napari_unet.session.cohort import ClassVolume, done_before, prediction_record, recorded_volumes, volumes_of
+from napari_unet.session.cohort import (
+    ClassVolume,
+    done_before,
+    how_written,
+    prediction_record,
+    recorded_volumes,
+    volumes_of,
+)
 from napari_unet.session.models import has_learnt, require_channels, require_classes
 
 if TYPE_CHECKING:
@@ -275,9 +282,11 @@ def predict_targets(
         try:
             scan = read(target.source)
             path = out / target.folder / (mask_stem(target.source, scan) + mask_suffix(format_name, scan))
-            how = {**predictor.how, "labelmap": labelmap}
-            made = done_before(path, scan, predictor.checkpoint.id, how)
-            if made is not None and (not uncertainty or uncertainty_path(path, scan).exists()):
+            schema = predictor.checkpoint.card.label_schema
+            how = how_written(scan, schema, {**predictor.how, "labelmap": labelmap})
+            unsure = uncertainty_path(path, scan) if uncertainty else None
+            made = done_before(path, unsure, scan, predictor.checkpoint.id, how)
+            if made is not None:
                 yield Outcome(target, path, None, tuple(made["notes"]), recorded_volumes(made), done_before=True)
                 continue
             with _scratch(out, scan) as scratch:
@@ -312,12 +321,16 @@ def _write(
     """Write a mask and what belongs to it; return the volumes of its classes."""
     card = checkpoint.card
     options: dict[str, Any] = {"algorithm": "AUTOMATIC", "model_name": card.name, "labelmap": how["labelmap"]}
+    unsure, before = uncertainty_path(path, scan), read_record(path)
     write_mask(found.labels, scan, path, card.label_schema, **options)
     if found.uncertainty is not None:
-        write_uncertainty(found.uncertainty, scan, uncertainty_path(path, scan))
+        write_uncertainty(found.uncertainty, scan, unsure)
+    elif before is not None and (before.get("prediction") or {}).get("uncertainty_hash"):
+        # Beside this mask the map of the one before would be taken for its own.
+        unsure.unlink(missing_ok=True)
     volumes = volumes_of(found.labels, card.label_schema, scan)
     # The record comes last: where there is one, all that it speaks of is there.
-    record = prediction_record(path, how, volumes, found.notes)
+    record = prediction_record(path, None if found.uncertainty is None else unsure, how, volumes, found.notes)
     write_sidecar(path, scan, card.label_schema, model=card, model_id=checkpoint.id, prediction=record)
     return volumes
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class CleanUp:
         # Which question the person waits for the answer of; None: none.
         self._awaited: object | None = None
         self._preview: tuple[ScanState, SparseChange] | None = None
-        self._versions: Counter[ScanState] = Counter()
+        self._versions: WeakKeyDictionary[ScanState, int] = WeakKeyDictionary()
         session.labels_changed.connect(lambda change: self._changed(change.state))
         session.acceptance_changed.connect(self._changed)
         session.active_changed.connect(self.dismiss)
@@ -120,7 +120,7 @@ class CleanUp:
 
         def put(change: SparseChange | None) -> None:
             # What was taken back meanwhile has nothing to be cleaned up.
-            if not state.history.stands(run.step):
+            if run.step.corrections and not state.history.stands(run.step):
                 return
             if change is None:
                 self._ask(state, settings, put)
@@ -137,7 +137,7 @@ class CleanUp:
         wait_until(lambda: self.is_over, engine, timeout, "the clean-up")
 
     def _ask(self, state: ScanState, settings: AfterCareSettings, take: _Take) -> None:
-        key, version, engine = f"labels-{uuid.uuid4().hex}", self._versions[state], self._worker.engine
+        key, version, engine = f"labels-{uuid.uuid4().hex}", self._version(state), self._worker.engine
         self._n_asked += 1
 
         def over() -> None:
@@ -147,7 +147,7 @@ class CleanUp:
         def finished(change: SparseChange) -> None:
             over()
             if state in self._session.scans:
-                take(_allowed(state, change) if self._versions[state] == version else None)
+                take(_allowed(state, change) if self._version(state) == version else None)
 
         def failed(error: NapariUnetError) -> None:
             over()
@@ -159,11 +159,14 @@ class CleanUp:
             clean, labels, state.scan.geometry.spacing, settings, on_result=finished, on_error=failed, on_cancelled=over
         )
 
+    def _version(self, state: ScanState) -> int:
+        return self._versions.get(state, 0)
+
     def _tell(self, message: str) -> None:
         self._session.notified.emit(Notice(message))
 
     def _changed(self, state: ScanState) -> None:
-        self._versions[state] += 1
+        self._versions[state] = self._version(state) + 1
         if self._preview is not None and self._preview[0] is state:
             self._preview = None
             self._session.clean_up_changed.emit()

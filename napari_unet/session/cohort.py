@@ -50,22 +50,37 @@ def volumes_of(labels: NDArray, schema: LabelSchema, scan: Scan) -> tuple[ClassV
 
 
 def prediction_record(
-    mask: Path, how: dict[str, Any], volumes: Sequence[ClassVolume], notes: Sequence[str]
+    mask: Path, uncertainty: Path | None, how: dict[str, Any], volumes: Sequence[ClassVolume], notes: Sequence[str]
 ) -> dict[str, Any]:
     """Return what the record beside a predicted mask says of its making, for :func:`done_before`."""
     return {
         "settings": how,
         "mask_hash": digest(mask),
+        "uncertainty_hash": None if uncertainty is None else digest(uncertainty),
         "notes": list(notes),
         "volumes": [{"name": v.name, "voxels": v.voxels, "millilitres": v.millilitres} for v in volumes],
     }
 
 
-def done_before(mask: Path, scan: Scan, model_id: str, how: dict[str, Any]) -> dict[str, Any] | None:
+def how_written(scan: Scan, schema: LabelSchema, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what else a mask depends on than voxels, place and weights, in plain JSON values."""
+    axes = scan.geometry.axis_map
+    return {
+        **settings,
+        "labels": schema.model_dump(mode="json"),
+        # Of a series that was exported anew a segmentation names images that are gone.
+        "series": next((series.uid for series in scan.series if series.chosen), None),
+        "file_axes": [list(map(int, axes.permutation)), list(map(bool, axes.flips))],
+    }
+
+
+def done_before(
+    mask: Path, uncertainty: Path | None, scan: Scan, model_id: str, how: dict[str, Any]
+) -> dict[str, Any] | None:
     """Return what was recorded of a mask that need not be made again; None where it must be.
 
     It need not, where the record beside it names the same voxels in the same place, the same weights and the same
-    settings, and the mask is still the one that was written then.
+    settings, and the mask, and the uncertainty that is asked for, are still those that were written then.
     """
     record = read_record(mask)
     if record is None or not mask.exists():
@@ -78,6 +93,7 @@ def done_before(mask: Path, scan: Scan, model_id: str, how: dict[str, Any]) -> d
             and record["model"]["id"] == model_id
             and made["settings"] == how
             and made["mask_hash"] == digest(mask)
+            and (uncertainty is None or made["uncertainty_hash"] == digest(uncertainty))
         )
         return made if same else None
     except (KeyError, TypeError, OSError):

@@ -179,6 +179,22 @@ def with_lost_gpu(settings, monkeypatch, fail_from=1):
     return runner
 
 
+def test_a_gpu_lost_before_the_first_slab_is_told_too(monkeypatch):
+    settings = settings_for()
+    network = build(settings.network, seed=0)
+
+    def gone(self, device, **_):
+        if device == "cuda":
+            raise torch.AcceleratorError("CUDA error: device not ready")
+        return self
+
+    monkeypatch.setattr(type(network), "to", gone)
+    runner = Runner(network, settings, ResolvedCompute("cuda", "float16", 1))
+    _, notes = classes_of(runner, image_of((2, 48, 40)), settings)
+    assert runner.device == "cpu"
+    assert len(notes) == 1
+
+
 def test_a_classifier_of_pixels_comes_along(monkeypatch):
     settings = settings_for()
     image = image_of((3, 24, 24))

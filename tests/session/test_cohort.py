@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.session.batch import Predictor, find_targets, predict_targets
 from napari_unet.session.cohort import TABLE
 from napari_unet.storage.checkpoint_file import write_checkpoint
@@ -93,6 +94,23 @@ class TestResuming:
         if change in ("mask", "no mask", "no record", "odd record"):
             np.testing.assert_array_equal(np.asarray(nib.load(mask).dataobj), good)
         assert left(predicted(folder, out, model, values, **more)) == [True] * 3
+
+    def test_an_old_uncertainty_map_is_never_taken_for_a_new_one(self, trained, folder, tmp_path):
+        out = tmp_path / "out"
+        predicted(folder, out, trained, uncertainty=True)
+        assert left(predicted(folder, out, trained, uncertainty=True)) == [True] * 3
+        assert left(predicted(folder, out, trained)) == [True] * 3
+        unsure = out / "b-uncertainty.nii.gz"
+        assert unsure.exists()
+        odd = {"inference.thresholds": [0.3]}
+        predicted(folder, out, trained, odd)
+        assert not unsure.exists(), "it belonged to the mask before"
+        assert left(predicted(folder, out, trained, odd, uncertainty=True)) == [False] * 3
+
+    def test_other_names_of_the_classes_count(self, trained, folder, tmp_path):
+        predicted(folder, tmp_path / "out", trained)
+        card = trained.card.model_copy(update={"label_schema": LabelSchema.of("another name")})
+        assert left(predicted(folder, tmp_path / "out", Checkpoint(trained.weights, card))) == [False] * 3
 
     def test_an_interrupted_run_is_taken_up_where_it_stopped(self, trained, folder, tmp_path):
         predictor = Predictor(trained, CPU, {"inference.mirror": False})
