@@ -30,6 +30,7 @@ from napari_unet.io.writers import mask_suffix, uncertainty_path, write_mask, wr
 from napari_unet.session.cohort import (
     ClassVolume,
     done_before,
+    had_uncertainty,
     how_written,
     prediction_record,
     recorded_volumes,
@@ -325,7 +326,7 @@ def _write(
     write_mask(found.labels, scan, path, card.label_schema, **options)
     if found.uncertainty is not None:
         write_uncertainty(found.uncertainty, scan, unsure)
-    elif before is not None and (before.get("prediction") or {}).get("uncertainty_hash"):
+    elif had_uncertainty(before):
         # Beside this mask the map of the one before would be taken for its own.
         unsure.unlink(missing_ok=True)
     volumes = volumes_of(found.labels, card.label_schema, scan)

@@ -100,6 +100,12 @@ def done_before(
         return None
 
 
+def had_uncertainty(record: dict[str, Any] | None) -> bool:
+    """Return whether the record beside a mask speaks of an uncertainty map."""
+    made = (record or {}).get("prediction")
+    return isinstance(made, dict) and made.get("uncertainty_hash") is not None
+
+
 def recorded_volumes(made: dict[str, Any]) -> tuple[ClassVolume, ...]:
     """Return the volumes in a record."""
     return tuple(ClassVolume(v["name"], v["voxels"], v["millilitres"]) for v in made["volumes"])
