@@ -72,7 +72,7 @@ def resolve(settings: ComputeSettings) -> ResolvedCompute:
     return replace(
         plain,
         runtime=runtimes[0],
-        runtime_3d=runtimes[1],
+        runtime_3d=runtimes[1] if runtimes[1] != runtimes[0] else "",
         runtime_wanted=settings.runtime not in ("auto", "torch"),
         reason=f"{why}, in {precision}{f', proposing with {names}' if names else ''}.",
     )

@@ -283,7 +283,7 @@ class TestErrors:
             ("fine-tune", "--images", "a", "--masks", "b", "--out", "c", "--foreground", "1", "--binary"),
             ("fine-tune", "--images", "a", "--masks", "b", "--out", "c", "--steps", "0"),
             ("predict", "a.png", "--out", "o", "--model", "m", "--device", "abacus"),
-            ("predict", "a.png", "--out", "o", "--model", "m", "--uncertainty"),
+            ("predict", "a.png", "--out", "o", "--model", "m", "--runtime", "abacus"),
             ("simulate", "--images", "a", "--masks", "b", "--scans", "0"),
             ("simulate", "--images", "a", "--masks", "b", "--annotator", "me"),
             ("models", "list"),

@@ -145,7 +145,10 @@ class CorrectPanel(Panel):
 
     def _list_classes(self) -> None:
         while self._grid.count():
-            self._grid.takeAt(0).widget().deleteLater()
+            old = self._grid.takeAt(0).widget()
+            # It would be drawn under the new ones until it is deleted.
+            old.hide()
+            old.deleteLater()
         self._group = QButtonGroup(self)
         self.choices: dict[int, QRadioButton] = {}
         for position, each in enumerate(self._session.schema.classes):
