@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ VOLUMES = {
 }
 #: Narrower networks, so that all tools are through within two minutes on two cores.
 QUICK_VOLUMES = {
-    "2d": Volume((4, 512, 512), (512, 512), Case((64, 64), 4, (16, 32, 64, 128, 256, 256), (8, 128, 128)), 60),
-    "3d": Volume((96, 160, 160), (96, 128, 128), Case((16, 32, 32), 2, (8, 16, 32, 64, 80), (32, 64, 64)), 60),
+    "2d": Volume((4, 512, 512), (512, 512), Case((64, 64), 4, (16, 32, 64, 128, 256, 256), (8, 128, 128)), 40),
+    "3d": Volume((96, 160, 160), (96, 128, 128), Case((16, 32, 32), 2, (8, 16, 32, 64, 80), (32, 64, 64)), 40),
 }
 
 
@@ -90,7 +90,7 @@ def _network(volume: Volume, file: Path, given: argparse.Namespace) -> Any:
 
 def _image(volume: Volume, seed: int) -> NDArray[np.float32]:
     """Return a volume that has taught nothing, ``(1, S, H, W)``."""
-    return computed_scans(volume.shape, seed + 1)[0][0][None]
+    return computed_scans(volume.shape, seed + 1, 1)[0][0][None]
 
 
 def _product(
@@ -190,6 +190,7 @@ _TOOLS: dict[str, Callable[[Volume, Any, argparse.Namespace], Mask]] = {
     "monai": _monai,
 }
 _PEERS = ("nnunet", "monai")
+_QUICK = ("napari-unet", "napari-unet, torch", *_PEERS)
 
 
 def measure(volume: Volume, tool: str, weights: Path, out: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -231,14 +232,16 @@ def _agreement(one: Path, other: Path) -> list[float | None]:
     return [dice(value) for value in range(1, N_CLASSES + 1)]
 
 
-def _measure_all(volumes: dict[str, Volume], rounds: int, given: argparse.Namespace) -> dict[str, Any]:
+def _measure_all(
+    volumes: dict[str, Volume], tools: Sequence[str], rounds: int, given: argparse.Namespace
+) -> dict[str, Any]:
     options = [f"--device={given.device}", f"--seed={given.seed}", *(["--quick"] if given.quick else [])]
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in volumes:
             weights = Path(folder) / f"{name}.npz"
             learnt = in_own_process(__file__, ["--learn", name, str(weights), *options], patient=True)
-            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in _TOOLS}
+            runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
             for number in range(rounds):
                 for tool, found in runs.items():
                     out = Path(folder) / f"{name}-{tool}.npy"
@@ -288,7 +291,8 @@ def main() -> None:
         return
     rounds = given.rounds or (1 if given.quick else 3)
     figures = {**circumstances(_PACKAGES, given.device), "device": given.device, "seed": given.seed}
-    results = _measure_all(volumes, rounds, given)
+    tools = _QUICK if given.quick else tuple(_TOOLS)
+    results = _measure_all(volumes, tools, rounds, given)
 
     def ratios(own: str) -> dict[str, float]:
         return {
@@ -307,12 +311,10 @@ def main() -> None:
         "load_after": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "results": results,
         "ratios": ratios("napari-unet"),
-        "ratios_torch": ratios("napari-unet, torch"),
-        "ratios_equal_tiles": ratios("napari-unet, equal tiles"),
-        "ratios_torch_equal_tiles": ratios("napari-unet, torch, equal tiles"),
-        "memory": {name: {tool: found[tool]["peak_mib"] for tool in _TOOLS} for name, found in results.items()},
+        "ratios_of_others": {own: ratios(own) for own in tools if own not in ("napari-unet", *_PEERS)},
+        "memory": {name: {tool: found[tool]["peak_mib"] for tool in tools} for name, found in results.items()},
         "agreement": {
-            name: {tool: {peer: found[tool][f"agreement_with_{peer}"] for peer in _PEERS} for tool in _TOOLS}
+            name: {tool: {peer: found[tool][f"agreement_with_{peer}"] for peer in _PEERS} for tool in tools}
             for name, found in results.items()
         },
     }

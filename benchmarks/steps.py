@@ -59,12 +59,14 @@ QUICK_CASES = {
 }
 
 
-def computed_scans(shape: tuple[int, int, int], seed: int) -> list[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+def computed_scans(
+    shape: tuple[int, int, int], seed: int, n: int = N_SCANS
+) -> list[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Return scans ``(S, H, W)``, of mean 0 and deviation 1, with labels 0 to 2: two ellipsoids in noise."""
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     found = []
-    for _ in range(N_SCANS):
+    for _ in range(n):
         labels = np.zeros(shape, np.uint8)
         for value in range(1, N_CLASSES + 1):
             centre, radius = rng.uniform(-0.4, 0.4, 3), rng.uniform(0.3, 0.5, 3)
