@@ -130,12 +130,9 @@ class Runner:
 
     def tile_shape(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tiles that an input is cut into; sizes are multiples of :attr:`divisor`."""
-        chosen = self.settings.inference.tile
-        wished = chosen or spatial
-        # Halve the longest side until a tile fits; what was chosen by hand only where the memory was too small for it.
-        while (chosen is None and np.prod(wished) > _TILE_VOXELS[len(spatial)]) or (
-            self._is_short and max(wished) > 1 and np.prod(self._rounded(wished, spatial)) > self._tile_voxels
-        ):
+        wished = self.settings.inference.tile or _largest_tile(spatial)
+        # Where the memory was too small, halve the longest side until a tile fits.
+        while self._is_short and max(wished) > 1 and np.prod(self._rounded(wished, spatial)) > self._tile_voxels:
             longest = int(np.argmax(wished))
             wished = tuple(-(-w // 2) if i == longest else w for i, w in enumerate(wished))
         return self._rounded(wished, spatial)
@@ -270,6 +267,22 @@ class Runner:
         self._is_short = False
         self._pass_voxels = _PASS_VOXELS["cpu"]
         self._alike.clear()
+
+
+def _largest_tile(spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the whole of an input, or a tile of it with sides as long and as equal as they may be.
+
+    Normalisation evens features out over a tile: the more tiles resemble one another and what was learnt from, the
+    better.
+    """
+    low, high = 1, max(spatial)
+    while low < high:
+        side = (low + high + 1) // 2
+        if np.prod([min(n, side) for n in spatial], dtype=np.int64) <= _TILE_VOXELS[len(spatial)]:
+            low = side
+        else:
+            high = side - 1
+    return tuple(min(n, low) for n in spatial)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import EngineError
 from napari_unet.domain.settings import AugmentationSettings, InferenceSettings, ModelSettings, NetworkSettings
+from napari_unet.inference import runner as runner_module
 from napari_unet.inference.predict import PixelShare, entropy, predict
 from napari_unet.inference.runner import Runner
 from napari_unet.inference.slabs import Slab, plan_slabs
@@ -299,3 +302,16 @@ class TestThresholds:
         expected = np.where(probability[1] >= 0.2, 1, 0)
         expected[(probability[2] >= 0.999) & (probability[2] / 0.999 > probability[1] / 0.2)] = 2
         assert np.array_equal(found, expected)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=2, max_size=3))
+def test_tiles_are_the_whole_where_it_fits_and_else_as_even_as_may_be(spatial):
+    tile = runner_module._largest_tile(tuple(spatial))
+    cap = runner_module._TILE_VOXELS[len(spatial)]
+    assert np.prod(tile, dtype=np.int64) <= cap
+    if np.prod(spatial, dtype=np.int64) <= cap:
+        assert tile == tuple(spatial)
+    else:
+        longest = max(tile)
+        assert all(t == min(n, longest) for t, n in zip(tile, spatial, strict=True))
+        assert np.prod([min(n, longest + 1) for n in spatial], dtype=np.int64) > cap
