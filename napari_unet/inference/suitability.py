@@ -9,8 +9,8 @@ from napari_unet.domain.scan import Scan
 from napari_unet.patches.prepare import PreparedScan, intensity_quantiles
 
 # Mean distance of the quantiles, in standard deviations. On six public sets (MR, EM, ultrasound, fundus and
-# fluorescence pictures; five scans taught, nine asked) this warned of no scan of the same set; of most scans of other sets
-# where those taught were much alike (EM, fundus, hippocampus), of few or none where they differed (heart, nuclei).
+# fluorescence pictures; five scans taught, nine asked) this warned of no scan of the same set; of most scans of other
+# sets where those taught were much alike (EM, fundus, hippocampus), of few or none where they differed (heart, nuclei).
 _LEAST_APART, _TIMES_THE_SPREAD = 0.3, 2.5
 
 
