@@ -175,14 +175,16 @@ def test_what_was_accepted_comes_back_with_its_acceptance_while_a_proposal_goes_
         if first == 0:
             session.accept_slices(state, [2])
             step, truth = Step("proposal"), state.annotation.labels[2].copy()
-        correction = proposal_correction(state, slab(state, first, 1, seed))
+        proposal = slab(state, first, 1, seed)
+        correction = proposal_correction(state, proposal)
         step = state.history.extend(step, correction)
-        session._take_slab(state, correction, "c")
+        session._take_slab(state, correction, proposal)
     session.accept_slices(state, [2], accepted=False)
-    correction = proposal_correction(state, slab(state, 2, 1, 3))
+    proposal = slab(state, 2, 1, 3)
+    correction = proposal_correction(state, proposal)
     again = state.history.extend(step, correction)
     assert again is not step
-    session._take_slab(state, correction, "c")
+    session._take_slab(state, correction, proposal)
     assert (state.annotation.labels[2] != truth).any()
     session.undo(state)
     session.undo(state)
@@ -299,9 +301,10 @@ class Replay:
         elif kind == "slab":
             first, n, seed = values
             reviewed, before = state.annotation.reviewed(), state.annotation.labels.copy()
-            correction = proposal_correction(state, slab(state, first, min(n, 4 - first), seed))
+            proposal = slab(state, first, min(n, 4 - first), seed)
+            correction = proposal_correction(state, proposal)
             self.proposal = state.history.extend(self.proposal, correction)
-            session._take_slab(state, correction, "c")
+            session._take_slab(state, correction, proposal)
             np.testing.assert_array_equal(state.annotation.labels[reviewed], before[reviewed])
             self.machine(correction)
         elif kind == "undo":
