@@ -1,4 +1,4 @@
-"""The engine's own thread: it starts the cluster, sends one job per lane, watches it, and starts over what broke.
+"""The engine's own thread: it keeps the connection to where jobs run, sends them, watches them, and starts over.
 
 What it does runs on one event loop, so that little needs a lock; the way in is :meth:`Dispatcher.submit` and its
 siblings, the way out each task's ``tell``.
@@ -9,123 +9,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
-
-from napari_unet.compute import worker
-from napari_unet.compute.local import SessionFolder, end_processes, find_processes, kill_processes, open_cluster
-from napari_unet.compute.transport import discard, unwrap, wrap
-from napari_unet.compute.worker import Lane, Order, Outcome
-from napari_unet.domain.errors import EngineError, NapariUnetError
+from napari_unet.compute.place import Place
+from napari_unet.compute.task import Task, Verdict
+from napari_unet.compute.transport import discard, unwrap
+from napari_unet.compute.worker import Lane, Outcome
+from napari_unet.domain.errors import ClusterError, EngineError, NapariUnetError
 
 logger = logging.getLogger(__name__)
 
-Verdict = Literal["running", "event", "result", "error", "cancelled"]
-DispatcherState = Literal["starting", "ready", "failed"]
+DispatcherState = Literal["starting", "ready", "away", "failed"]
 
-#: A job that has not stopped so many seconds after it was asked to is killed with its process.
-KILL_AFTER_SECONDS = 2.0
-_START_SECONDS = 60.0
+_AGAIN_SECONDS = 2.0
 _HEALTH_CHECK_SECONDS = 0.5
-_NOTICE_SECONDS = 5.0
-_QUIET_SECONDS = 1.0
 #: The nanny logs which signal ended a worker a little after the scheduler has missed it.
 _LAST_WORDS_SECONDS = 0.2
-_MOST_ATTEMPTS = 3
 
-_LOST = "The computing process was lost (it may have run out of memory): it has been started again, please try again."
-NOT_STARTED = "The computing process could not be started: see the log for the details, then restart the program."
 _NOT_SENT = "This job could not be handed to the computing process: see the log for the details, then try again."
 _GARBLED = "The answer of the computing process could not be understood: see the log for the details, then try again."
 
 
-@dataclass(eq=False)
-class Task:
-    """One job on its way: what to run, whom to tell, and how far its present attempt is.
-
-    Parameters
-    ----------
-    id, lane, threads
-        As in :class:`~napari_unet.compute.worker.Order`.
-    call : bytes
-        The pickled ``(function, args, kwargs)``.
-    shares : list of Future
-        Arrays that must be written before the job can begin.
-    tell : callable
-        Takes a verdict and its value; called on the dispatcher's thread.
-    """
-
-    id: str
-    lane: Lane
-    threads: int
-    call: bytes
-    shares: list[Future[None]]
-    tell: Callable[[Verdict, Any], None]
-    attempt: int = 0
-    received: int = 0
-    pid: int | None = None
-    garbled: bool = False
-
-    def __post_init__(self) -> None:
-        self.stop = asyncio.Event()
-
-    def begin_attempt(self) -> None:
-        """Forget the previous attempt: what it still sends is not counted."""
-        self.attempt += 1
-        self.received = 0
-        self.pid = None
-
-    def take(self, number: int, body: Any) -> None:
-        """Take one message of the worker."""
-        if number < 0:
-            self.pid = body
-            self.tell("running", None)
-            return
-        try:
-            value = unwrap(body)
-        except Exception:
-            logger.exception("Event %d of job %s cannot be read", number, self.id)
-            self.garbled = True
-            return
-        finally:
-            discard(body)
-        self.received += 1
-        self.tell("event", value)
-
-
 class Dispatcher:
-    """Runs tasks on the local cluster, from a thread of its own.
+    """Runs tasks at a place, from a thread of its own.
 
     Parameters
     ----------
-    folder : SessionFolder
+    place : Place
     on_state : callable
-        Told ``ready``, ``starting`` (again, after a loss) or ``failed``, on the dispatcher's thread.
+        Told ``ready``, ``starting`` (again, after a loss), ``away`` (a cluster does not answer; it is tried again) or
+        ``failed``, and a sentence about it or None, on the dispatcher's thread.
     """
 
-    def __init__(self, folder: SessionFolder, on_state: Callable[[DispatcherState], None]) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, on_state: Callable[[DispatcherState, str | None], None]) -> None:
+        self._place = place
         self._on_state = on_state
-        self._topic = f"napari-unet-{folder.path.name}"
         self._thread = threading.Thread(target=self._run_thread, name="napari-unet-engine", daemon=True)
         self._lock = threading.Lock()  # guards the inbox, the loop's existence and the end
         self._inbox: deque[Callable[[], None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over = False
         self._closing = False
-        self._queues: dict[Lane, deque[Task]] = {"quick": deque(), "train": deque()}
-        self._busy: dict[Lane, Task] = {}
+        self._queues: dict[Lane, deque[Task]] = {"quick": deque(), "train": deque(), "folder": deque()}
+        self._busy: list[Task] = []
         self._attempts: set[asyncio.Task[None]] = set()
-        self._client: Any = None  # while the cluster is there
-        self._killed: set[int] = set()  # workers that were killed to stop a job
+        self._client: Any = None  # while there is a connection
+        self._away = False  # a connection was lost, and not yet made again
 
     def start(self) -> None:
         """Begin, and return at once."""
@@ -161,6 +93,7 @@ class Dispatcher:
     # Below, everything runs on the dispatcher's thread.
 
     def _run_thread(self) -> None:
+        sentence = self._place.unreachable
         try:
             # A second of imports, here rather than on the caller's thread.
             from distributed.config import get_loop_factory
@@ -168,20 +101,26 @@ class Dispatcher:
             _silence_dask()
             with asyncio.Runner(loop_factory=get_loop_factory()) as runner, contextlib.suppress(asyncio.CancelledError):
                 runner.run(self._main())
-        except Exception:
-            logger.exception("The computing processes did not start. They wrote:\n%s", self._folder.log_tail())
+        except Exception as error:
+            logger.exception("There is nowhere to compute. Written there:\n%s", self._place.last_words())
+            if isinstance(error, ClusterError):
+                sentence = str(error)
         finally:
-            kill_processes(find_processes(self._folder.path))
             with self._lock:
                 self._loop = None
                 self._over = True
             self._client = None
             self._drain()
             if not self._closing:
-                self._on_state("failed")
-                for queue in self._queues.values():
-                    for task in queue:
-                        task.tell("error", EngineError(NOT_STARTED))
+                self._on_state("failed", sentence)
+                self._refuse_all(sentence)
+
+    def _refuse_all(self, sentence: str) -> None:
+        """Tell every waiting task that it will not be run."""
+        kind = ClusterError if self._place.may_go else EngineError
+        for queue in self._queues.values():
+            while queue:
+                queue.popleft().tell("error", kind(sentence))
 
     async def _main(self) -> None:
         self._main_task = asyncio.current_task()
@@ -189,50 +128,43 @@ class Dispatcher:
             self._loop = asyncio.get_running_loop()
         self._drain()
         while not self._closing:
-            await self._serve()
+            try:
+                await self._serve()
+            except ClusterError as error:
+                if not self._away:
+                    raise
+                logger.info("Still away: %s", error)
+            if self._away:
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _serve(self) -> None:
-        """Open the cluster and keep it busy until it breaks; closing the engine cancels this."""
-        from distributed import Client
-
-        async with contextlib.AsyncExitStack() as stack:
-            # A scheduler that is gone keeps Dask waiting for half a minute: what is left is killed.
-            processes: list[psutil.Process] = []
-            stack.push_async_callback(self._end, processes)
-            cluster = await open_cluster(self._folder.path)
-            processes += find_processes(self._folder.path)
-            stack.push_async_callback(_quietly, cluster.close)
-            client = Client(cluster, asynchronous=True, set_as_default=False)
-            stack.push_async_callback(_quietly, client.close)
-            await client
-            client.subscribe_topic(self._topic, self._on_message)
-            await client.wait_for_workers(1, timeout=_START_SECONDS)  # type: ignore[func-returns-value, misc]
-            self._client = client
-            self._on_state("ready")
+        """Connect, and keep the place busy until it is gone; closing the engine cancels this."""
+        async with self._place.open() as client:
+            client.subscribe_topic(self._place.topic, self._on_message)
+            self._client, self._away = client, False
+            self._on_state("ready", None)
             self._pump()
             try:
-                await self._until_broken(client, processes)
+                await self._place.until_gone(client)
             finally:
                 self._client = None
-            logger.error("The computing processes ended. They wrote:\n%s", self._folder.log_tail())
-            self._on_state("starting")
+            logger.error("The connection to the computing processes was lost: %s", self._place.last_words())
+            self._away = self._place.may_go
+            if self._away:
+                self._on_state("away", self._place.unreachable)
+                for attempt in self._attempts:
+                    attempt.cancel()
+            else:
+                self._on_state("starting", None)
         # Closing the client has ended the attempts: each has told its end, or stands in the queue again.
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=_HEALTH_CHECK_SECONDS)
-
-    async def _end(self, processes: list[psutil.Process]) -> None:
-        await end_processes([*processes, *find_processes(self._folder.path)])
-
-    async def _until_broken(self, client: Any, processes: list[psutil.Process]) -> None:
-        """Return when the scheduler or the nanny is gone. A worker alone is brought back by its nanny."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            own = [process for process in processes if process.ppid() == os.getpid()]
-            while client.status == "running" and all(process.is_running() for process in own):
-                await asyncio.sleep(_HEALTH_CHECK_SECONDS)
+        if self._away:
+            self._refuse_all(self._place.unreachable)
 
     def _begin_to_close(self, grace: float) -> None:
         self._closing = True
-        for task in self._busy.values():
+        for task in self._busy:
             task.stop.set()
         self._farewell = asyncio.ensure_future(self._say_farewell(grace))
 
@@ -240,9 +172,6 @@ class Dispatcher:
         """Let running generators close what they have open, then end."""
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=grace)
-        for task in self._busy.values():
-            if task.pid is not None:
-                self._kill(task.pid)
         for attempt in self._attempts:
             attempt.cancel()
         assert self._main_task is not None
@@ -250,14 +179,17 @@ class Dispatcher:
 
     def _on_message(self, stamped: tuple[float, dict[str, Any]]) -> None:
         _, message = stamped
-        for task in self._busy.values():
+        for task in self._busy:
             if (task.id, task.attempt) == (message["job"], message["attempt"]):
-                task.take(message["number"], message["body"])
+                task.take(message["number"], message["body"], self._place.most_beginnings)
                 return
         if message["number"] >= 0:
             discard(message["body"])
 
     def _enqueue(self, task: Task) -> None:
+        if self._away:
+            task.tell("error", ClusterError(self._place.unreachable))
+            return
         self._queues[task.lane].append(task)
         self._pump()
 
@@ -268,13 +200,18 @@ class Dispatcher:
             task.tell("cancelled", None)
 
     def _pump(self) -> None:
-        """Send the next task of every free lane."""
+        """Send the next tasks of every lane that has room."""
         for lane, queue in self._queues.items():
-            if self._client is not None and not self._closing and queue and lane not in self._busy:
-                self._busy[lane] = queue.popleft()
-                attempt = asyncio.ensure_future(self._attempt(self._busy[lane], self._client))
+            while queue and self._has_room(lane):
+                self._busy.append(queue.popleft())
+                attempt = asyncio.ensure_future(self._attempt(self._busy[-1], self._client))
                 self._attempts.add(attempt)
                 attempt.add_done_callback(self._attempts.discard)
+
+    def _has_room(self, lane: Lane) -> bool:
+        if self._client is None or self._closing:
+            return False
+        return sum(task.lane == lane for task in self._busy) < self._place.room(lane)
 
     async def _attempt(self, task: Task, client: Any) -> None:
         """Run a task once; tell its end, or put it back first in its queue."""
@@ -288,10 +225,12 @@ class Dispatcher:
         except asyncio.CancelledError:
             self._queues[task.lane].appendleft(task)
             raise
+        except EngineError as error:
+            verdict = "error", error
         except Exception:
             logger.exception("Job %s could not be run", task.id)
         finally:
-            del self._busy[task.lane]
+            self._busy.remove(task)
         if verdict is None:
             self._queues[task.lane].appendleft(task)
         else:
@@ -303,20 +242,18 @@ class Dispatcher:
         if task.stop.is_set():
             return "cancelled", None
         if outcome is None:
-            # A job that had not begun, or whose process was killed because of another job, is not to blame.
-            innocent = task.pid is None or task.pid in self._killed
-            if innocent and task.attempt < _MOST_ATTEMPTS:
+            if self._place.may_try_again(task):
                 return None
-            logger.error("Job %s lost its process. It wrote:\n%s", task.id, self._folder.log_tail())
-            return "error", EngineError(_LOST)
+            logger.error("Job %s lost its process. It wrote:\n%s", task.id, self._place.last_words())
+            return "error", EngineError(self._place.lost)
         if outcome.status == "failed":
             error = unwrap(outcome.parcel)
             assert isinstance(error, NapariUnetError)
             if isinstance(error, EngineError):
                 logger.error("Job %s failed:\n%s", task.id, outcome.details)
             return "error", error
-        if task.garbled or task.received != outcome.events:
-            logger.error("Job %s: %d of %d events were received", task.id, task.received, outcome.events)
+        if not task.is_complete(outcome):
+            logger.error("Job %s: its %d events were not all received", task.id, outcome.events)
             return "error", EngineError(_GARBLED)
         try:
             return "result", unwrap(outcome.parcel)
@@ -328,68 +265,26 @@ class Dispatcher:
 
     async def _outcome(self, task: Task, client: Any) -> Outcome | None:
         """Send a task, wait for it or for its cancellation; None if its process was lost."""
-        # A job opens its arrays itself, and says what is wrong with one that could not be written.
-        await asyncio.gather(*map(asyncio.wrap_future, task.shares), return_exceptions=True)
         if task.stop.is_set():
             return None
-        call = wrap(task.call, self._folder.messages)
-        order = Order(
-            task.id,
-            task.attempt,
-            call,
-            task.lane,
-            task.threads,
-            self._topic,
-            str(self._folder.messages),
-            tuple(sys.path),
-        )
-        future = client.submit(
-            worker.run, order, key=f"{task.id}-{task.attempt}", resources={task.lane: 1}, retries=0, pure=False
-        )
-        result = asyncio.ensure_future(future.result())
-        stop = asyncio.ensure_future(task.stop.wait())
-        try:
-            await asyncio.wait({result, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not result.done():
-                await self._interrupt(task, client, result)
+        async with self._place.sent(client, task) as result:
+            ends = [asyncio.ensure_future(event.wait()) for event in (task.stop, task.lost_too_often)]
+            try:
+                await asyncio.wait({result, *ends}, return_when=asyncio.FIRST_COMPLETED)
+                if not result.done() and task.stop.is_set():
+                    await self._place.interrupt(client, task, result)
+            finally:
+                for end in ends:
+                    end.cancel()
             if not result.done() or result.cancelled():
                 return None
             if result.exception() is not None:
                 logger.info("Job %s was not finished: %s", task.id, type(result.exception()).__name__)
                 return None
             return result.result()
-        finally:
-            stop.cancel()
-            result.cancel()
-            future.release()
-            discard(call)
-
-    async def _interrupt(self, task: Task, client: Any, result: asyncio.Future[Outcome]) -> None:
-        """Ask a job to stop at its next yield; kill its process if that takes too long."""
-        request = asyncio.ensure_future(_quietly(client.run, worker.cancel, task.id))
-        await asyncio.wait({result}, timeout=KILL_AFTER_SECONDS)
-        request.cancel()
-        if not result.done() and task.pid is not None:
-            self._kill(task.pid)
-            # Until the scheduler has noticed, it would send the next job to the dead process.
-            await asyncio.wait({result}, timeout=_NOTICE_SECONDS)
-
-    def _kill(self, pid: int) -> None:
-        logger.warning("Process %d is killed: its job did not stop when it was asked to", pid)
-        self._killed.add(pid)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).kill()
 
 
 def _silence_dask() -> None:
     """Keep Dask's own messages off the terminal: what matters of them is logged here, in this package's words."""
     for name in ["distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-async def _quietly(function: Callable[..., Any], *args: Any) -> None:
-    """Await a call to something that may be gone already."""
-    try:
-        await asyncio.wait_for(function(*args), _QUIET_SECONDS)
-    except Exception:
-        logger.debug("%r failed", function, exc_info=True)

@@ -1,4 +1,4 @@
-"""The engine: runs jobs in a process of their own and brings what they say back to the caller's thread.
+"""The engine: runs jobs in other processes, here or in a cluster, and brings what they say to the caller's thread.
 
 A job is a plain generator function. The window never waits for it, and a crash in it never reaches the window. No Qt
 here: whoever has an event loop passes ``wake`` and calls :meth:`Engine.poll`; whoever has none calls
@@ -19,19 +19,22 @@ from typing import Any, Literal
 import cloudpickle
 from numpy.typing import NDArray
 
+from napari_unet.compute.cluster import Cluster, ClusterInfo
 from napari_unet.compute.device import available_cores
-from napari_unet.compute.dispatch import NOT_STARTED, Dispatcher, Task, Verdict
-from napari_unet.compute.local import SessionFolder, find_processes, kill_processes
-from napari_unet.compute.transport import SharedArray, SharedArrays
+from napari_unet.compute.dispatch import Dispatcher
+from napari_unet.compute.local import ThisComputer
+from napari_unet.compute.place import Place
+from napari_unet.compute.task import Task, Verdict
+from napari_unet.compute.transport import SharedArray
 from napari_unet.compute.worker import Lane
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import EngineError, NapariUnetError
+from napari_unet.domain.errors import ClusterError, EngineError, NapariUnetError
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.2
 
-EngineState = Literal["stopped", "starting", "ready", "failed", "closed"]
+EngineState = Literal["stopped", "starting", "ready", "away", "failed", "closed"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
@@ -86,11 +89,12 @@ class Job:
 
 
 class Engine:
-    """Jobs in a computing process on this machine (one Dask worker with a ``quick`` and a ``train`` lane).
+    """Jobs in a computing process on this computer, or on the workers of a Dask cluster.
 
-    Each lane runs one job at a time, in the order of submission; a training pauses between its steps while a quick
-    job runs. Jobs must be repeatable: one whose process has to be killed because *another* job did not stop is
-    started again by itself, and its events begin anew.
+    A lane runs its jobs in the order of submission: here one at a time, in a cluster as many as it has room for. Long
+    jobs pause at their yields while a ``quick`` one runs in the same process. Jobs must be repeatable: one whose
+    process has to be killed because *another* job did not stop, or whose worker was lost, is started again by itself,
+    and its events begin anew.
 
     Parameters
     ----------
@@ -100,24 +104,59 @@ class Engine:
     threads : int or None
         CPU threads of each job, unless a :class:`~napari_unet.domain.compute.ResolvedCompute` among its arguments
         says otherwise. None: all cores.
+    address : str or None
+        Of a running Dask scheduler, such as ``tls://host:8786``; None: this computer.
+    insecure : bool
+        Allow a cluster that is reached over a network without encryption.
+
+    Raises
+    ------
+    ClusterError
+        The address is none, or not encrypted.
     """
 
-    def __init__(self, *, wake: Callable[[], None] | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        wake: Callable[[], None] | None = None,
+        threads: int | None = None,
+        address: str | None = None,
+        insecure: bool = False,
+    ) -> None:
         self._wake = wake
         self._threads = threads
+        self._cluster = None if address is None else Cluster(address, insecure)
         self._state: EngineState = "stopped"
+        self._trouble: str | None = None
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         self._queue: deque[tuple[Job, Verdict, Any]] = deque()
         self._jobs: dict[str, Job] = {}
-        self._folder: SessionFolder | None = None
-        self._shared: SharedArrays | None = None
+        self._place: Place | None = None
         self._dispatcher: Dispatcher | None = None
 
     @property
     def state(self) -> EngineState:
-        """``stopped``, ``starting``, ``ready``, ``failed`` (start again to retry) or ``closed`` (for good)."""
+        """``stopped``, ``starting``, ``ready``, ``away``, ``failed`` or ``closed`` (for good).
+
+        A cluster that is ``away`` is looked for until it is back; an engine that ``failed`` is started again to retry.
+        """
         return self._state
+
+    @property
+    def trouble(self) -> str | None:
+        """One sentence about an engine that is away or has failed."""
+        return self._trouble
+
+    @property
+    def cluster(self) -> ClusterInfo | None:
+        """What the cluster has, once the engine was ready; None for this computer."""
+        return None if self._cluster is None else self._cluster.info
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether jobs run in a cluster, which sees no file of this computer."""
+        return self._cluster is not None
 
     def start(self) -> None:
         """Start the computing process in the background; returns at once and may be called again.
@@ -129,17 +168,16 @@ class Engine:
         """
         if self._state == "closed":
             raise EngineError("The computing process has been closed: restart the program to compute again.")
-        if self._state in ("starting", "ready"):
+        if self._state in ("starting", "ready", "away"):
             return
-        self._state = "starting"
-        self._dispatcher = Dispatcher(self._session()[0], self._set_state)
+        self._state, self._trouble = "starting", None
+        self._dispatcher = Dispatcher(self._where(), self._set_state)
         self._dispatcher.start()
 
     def share(self, key: str, array: NDArray) -> SharedArray:
-        """Hand an array over, once per key, as a file that jobs map into memory.
+        """Hand an array over, once per key: as a file that jobs map into memory, or to a cluster once a job needs it.
 
-        Returns at once; the file is written in the background, and a job that is given the handle begins once it
-        is there.
+        Returns at once; it travels in the background, and a job that is given the handle begins once it is there.
 
         Parameters
         ----------
@@ -155,12 +193,12 @@ class Engine:
         """
         if self._state == "closed":
             raise EngineError("The computing process has been closed: restart the program to compute again.")
-        return self._session()[1].put(key, array)
+        return self._where().share(key, array)
 
     def forget(self, key: str) -> None:
         """Remove a shared array's file: its scan was closed. Jobs not yet running must not need it."""
-        if self._shared is not None:
-            self._shared.forget(key)
+        if self._place is not None:
+            self._place.forget(key)
 
     def submit(
         self,
@@ -181,7 +219,8 @@ class Engine:
         function : generator function
             Of a module (or of the user's script). It and its arguments are pickled now, so that later changes do
             not reach the job; large arrays belong into :meth:`share`.
-        lane : {"quick", "train"}
+        lane : {"quick", "train", "folder"}
+            What a person waits for; a training; one of many scans.
         on_event : callable or None
             Takes each yielded object, in order.
         on_result : callable or None
@@ -206,17 +245,16 @@ class Engine:
             self._tell(job, "error", EngineError("This job cannot be handed to the computing process: see the log."))
             return job
         if self._state == "failed":
-            self._tell(job, "error", EngineError(NOT_STARTED))
+            self._tell(job, "error", self._failure())
             return job
         self.start()
         dispatcher = self._dispatcher
         assert dispatcher is not None
         threads = self._threads_for(args, kwargs)
-        shares = self._session()[1].pending(call)
-        task = Task(job.id, lane, threads, call, shares, lambda verdict, value: self._tell(job, verdict, value))
+        task = Task(job.id, lane, threads, call, lambda verdict, value: self._tell(job, verdict, value))
         job._stop = lambda: dispatcher.cancel(task)
         if not dispatcher.submit(task):
-            self._tell(job, "error", EngineError(NOT_STARTED))
+            self._tell(job, "error", self._failure())
         return job
 
     def poll(self) -> None:
@@ -274,28 +312,30 @@ class Engine:
         for job in self._jobs.values():
             job.state = "cancelled"
         self._jobs.clear()
-        if self._folder is not None and self._shared is not None:
-            self._shared.close()
-            kill_processes(find_processes(self._folder.path))
-            self._folder.remove()
+        if self._place is not None:
+            self._place.close()
         self._arrived.set()
 
-    def _session(self) -> tuple[SessionFolder, SharedArrays]:
-        if self._folder is None or self._shared is None:
-            self._folder = SessionFolder()
-            self._shared = SharedArrays(self._folder.path)
+    def _where(self) -> Place:
+        if self._place is None:
+            self._place = self._cluster or ThisComputer()
             atexit.register(self.close)
-        return self._folder, self._shared
+        return self._place
+
+    def _failure(self) -> EngineError:
+        kind = EngineError if self._cluster is None else ClusterError
+        return kind(self._trouble or self._where().unreachable)
 
     def _threads_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         for value in (*args, *kwargs.values()):
             if isinstance(value, ResolvedCompute):
                 return value.threads
-        return self._threads or available_cores()
+        # A cluster's workers know how many cores they have.
+        return self._threads or (0 if self.is_remote else available_cores())
 
-    def _set_state(self, state: EngineState) -> None:
+    def _set_state(self, state: EngineState, trouble: str | None) -> None:
         if self._state != "closed":
-            self._state = state
+            self._state, self._trouble = state, trouble
             self.notify()
 
     def _tell(self, job: Job, verdict: Verdict, value: Any) -> None:

@@ -1,24 +1,30 @@
-"""This computer as a Dask cluster of one worker: its private folder, its keys, its processes, their end.
-
-Nothing here knows about jobs.
-"""
+"""This computer as a Dask cluster of one worker: its private folder, its keys, its processes, their end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from numpy.typing import NDArray
 
+from napari_unet.compute import worker
+from napari_unet.compute.quietly import quietly
+from napari_unet.compute.task import Task
+from napari_unet.compute.transport import SharedArray, SharedArrays, discard, wrap
+from napari_unet.compute.worker import Lane, Order, Outcome
 from napari_unet.domain.compute import PATIENT_THREADS
+
+logger = logging.getLogger(__name__)
 
 #: Names of files in a session's folder.
 LOG_NAME = "engine.log"
@@ -30,6 +36,8 @@ _SCHEDULER: dict[str, Any] = {
     # A laptop that slept for an hour has lost nobody.
     "worker_ttl": "365 days",
 }
+#: By lane; whole folders take turns with trainings, so that the window's own questions need not wait for either.
+_RESOURCES: dict[Lane, str] = {"quick": "quick", "train": "train", "folder": "train"}
 _WORKER: dict[str, Any] = {
     "resources": {"quick": 1, "train": 1},
     "preload": [_PRELOAD],
@@ -44,6 +52,119 @@ _WORKER: dict[str, Any] = {
 }
 _LOG_TAIL_BYTES = 8000
 _GONE_SECONDS = 1.0
+#: A job that has not stopped so many seconds after it was asked to is killed with its process.
+KILL_AFTER_SECONDS = 2.0
+_START_SECONDS = 60.0
+_HEALTH_CHECK_SECONDS = 0.5
+_NOTICE_SECONDS = 5.0
+_MOST_ATTEMPTS = 3
+
+
+class ThisComputer:
+    """A worker process on this computer, started for a session and ended with it."""
+
+    most_beginnings = _MOST_ATTEMPTS
+    may_go = False
+    lost = (
+        "The computing process was lost (it may have run out of memory): it has been started again, please try again."
+    )
+    unreachable = "The computing process could not be started: see the log for the details, then restart the program."
+
+    def __init__(self) -> None:
+        self.folder = SessionFolder()
+        self._shared = SharedArrays(self.folder.path)
+        self._killed: set[int] = set()  # workers that were killed to stop a job
+
+    @property
+    def topic(self) -> str:
+        """Named after the session's folder."""
+        return f"napari-unet-{self.folder.path.name}"
+
+    def share(self, key: str, array: NDArray) -> SharedArray:
+        """Write an array into the session's folder, in the background."""
+        return self._shared.put(key, array)
+
+    def forget(self, key: str) -> None:
+        """Remove an array's file."""
+        self._shared.forget(key)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Any]:
+        """Start scheduler, nanny and worker; all of them are gone at the end."""
+        from distributed import Client
+
+        async with contextlib.AsyncExitStack() as stack:
+            # A scheduler that is gone keeps Dask waiting for half a minute: what is left is killed.
+            self._processes: list[psutil.Process] = []
+            stack.push_async_callback(self._end)
+            cluster = await open_cluster(self.folder.path)
+            self._processes += find_processes(self.folder.path)
+            stack.push_async_callback(quietly, cluster.close)
+            client = Client(cluster, asynchronous=True, set_as_default=False)
+            stack.push_async_callback(quietly, client.close)
+            await client
+            await client.wait_for_workers(1, timeout=_START_SECONDS)  # type: ignore[func-returns-value, misc]
+            yield client
+
+    async def _end(self) -> None:
+        await end_processes([*self._processes, *find_processes(self.folder.path)])
+
+    async def until_gone(self, client: Any) -> None:
+        """Return when the scheduler or the nanny is gone. A worker alone is brought back by its nanny."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own = [process for process in self._processes if process.ppid() == os.getpid()]
+            while client.status == "running" and all(process.is_running() for process in own):
+                await asyncio.sleep(_HEALTH_CHECK_SECONDS)
+
+    def room(self, lane: Lane) -> int:
+        """Return 1: more at once would share the same cores."""
+        return 1
+
+    @contextlib.asynccontextmanager
+    async def sent(self, client: Any, task: Task) -> AsyncIterator[asyncio.Future[Outcome]]:
+        """Send a task once what it needs is written."""
+        # A job opens its arrays itself, and says what is wrong with one that could not be written.
+        await asyncio.gather(*map(asyncio.wrap_future, self._shared.pending(task.call)), return_exceptions=True)
+        call = wrap(task.call, self.folder.messages)
+        messages = str(self.folder.messages)
+        order = Order(task.id, task.attempt, call, task.lane, task.threads, self.topic, messages, tuple(sys.path))
+        future = client.submit(
+            worker.run, order, key=order.key, resources={_RESOURCES[task.lane]: 1}, retries=0, pure=False
+        )
+        result = asyncio.ensure_future(future.result())
+        try:
+            yield result
+        finally:
+            result.cancel()
+            future.release()
+            discard(call)
+
+    async def interrupt(self, client: Any, task: Task, result: asyncio.Future[Outcome]) -> None:
+        """Ask a job to stop at its next yield; kill its process if that takes too long."""
+        request = asyncio.ensure_future(quietly(client.run, worker.cancel, task.id))
+        await asyncio.wait({result}, timeout=KILL_AFTER_SECONDS)
+        request.cancel()
+        if not result.done() and task.pid is not None:
+            logger.warning("Process %d is killed: its job did not stop when it was asked to", task.pid)
+            self._killed.add(task.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(task.pid).kill()
+            # Until the scheduler has noticed, it would send the next job to the dead process.
+            await asyncio.wait({result}, timeout=_NOTICE_SECONDS)
+
+    def may_try_again(self, task: Task) -> bool:
+        """Return whether a job is not to blame: it had not begun, or its process was killed because of another job."""
+        return (task.pid is None or task.pid in self._killed) and task.attempt < _MOST_ATTEMPTS
+
+    def last_words(self) -> str:
+        """Return the end of the processes' log."""
+        return self.folder.log_tail()
+
+    def close(self) -> None:
+        """End every process and remove every file."""
+        self._shared.close()
+        kill_processes(find_processes(self.folder.path))
+        self.folder.remove()
 
 
 class SessionFolder:

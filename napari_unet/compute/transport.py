@@ -1,7 +1,8 @@
 """How values travel between the client and the computing process: small ones as bytes, large ones as files.
 
 A topic of Dask passes through the scheduler twice encrypted and is kept there for a while, so that it carries only
-what is small; masks and scans go through files in the session's private folder, which both sides see.
+what is small; masks and scans go through files in the session's private folder, which both sides see. In a cluster,
+where they see no folder together, arrays come with the job.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import threading
 import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +44,9 @@ def dumps(value: object) -> bytes:
     return cloudpickle.dumps(value) if b"__main__" in data else data
 
 
-def wrap(data: bytes, folder: Path) -> Parcel:
-    """Return a pickle ready to be sent: itself, or the path of a new file in ``folder``."""
-    if len(data) <= INLINE_BYTES:
+def wrap(data: bytes, folder: Path | None) -> Parcel:
+    """Return a pickle ready to be sent: itself, or the path of a new file in ``folder``, where there is one."""
+    if folder is None or len(data) <= INLINE_BYTES:
         return data
     path = folder / f"{uuid.uuid4().hex}.pickle"
     path.write_bytes(data)
@@ -60,16 +64,30 @@ def discard(parcel: Parcel) -> None:
         Path(parcel).unlink(missing_ok=True)
 
 
+#: Arrays that came with the job of a thread, by name.
+_at_hand = threading.local()
+
+
+@contextmanager
+def arrays_at_hand(arrays: Mapping[str, NDArray]) -> Iterator[None]:
+    """Let :meth:`SharedArray.open` find arrays, on this thread, that came with its job."""
+    _at_hand.arrays = arrays
+    try:
+        yield
+    finally:
+        _at_hand.arrays = {}
+
+
 @dataclass(frozen=True)
 class SharedArray:
-    """An array that lies in the session's folder, for jobs to map into memory.
+    """An array that lies in the session's folder, for jobs to map into memory, or that comes with its job.
 
     Parameters
     ----------
     key : str
         What it was shared under: a hash of its content.
     path : Path
-        A ``.npy`` file.
+        A ``.npy`` file, or only its name.
     shape : tuple of int
     dtype : str
         In NumPy's array-protocol notation, such as ``"<i2"``.
@@ -88,6 +106,11 @@ class SharedArray:
         EngineError
             The array was never written (disk full) or its session is over.
         """
+        array = getattr(_at_hand, "arrays", {}).get(self.path.name)
+        if array is not None:
+            array = array.view()
+            array.flags.writeable = False
+            return array
         try:
             return np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:

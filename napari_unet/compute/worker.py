@@ -1,27 +1,33 @@
-"""What happens inside the computing process: one generator is run, watched and told to stop.
+"""What happens inside a computing process: one generator is run, watched and told to stop.
 
-Everything here runs on a Dask worker. The tables are per process and die with it, so that a lost job cannot leave
-another one waiting.
+Everything here runs on a Dask worker, on this computer or in a cluster. The tables are per process and die with it, so
+that a lost job cannot leave another one waiting.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import pickle
+import platform
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from napari_unet.compute.transport import Parcel, dumps, unwrap, wrap
-from napari_unet.domain.errors import EngineError, NapariUnetError, traceback_without_messages
+from numpy.typing import NDArray
 
-Lane = Literal["quick", "train"]
+from napari_unet import __version__
+from napari_unet.compute.device import available_cores
+from napari_unet.compute.transport import INLINE_BYTES, Parcel, arrays_at_hand, dumps, unwrap, wrap
+from napari_unet.domain.errors import ClusterError, EngineError, NapariUnetError, traceback_without_messages
+
+Lane = Literal["quick", "train", "folder"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +41,17 @@ class Order:
     call : Parcel
         The pickled ``(function, args, kwargs)``.
     lane : str
-        ``train`` jobs pause between steps while a ``quick`` one runs.
+        All but ``quick`` jobs pause at their yields while a ``quick`` one runs in the same process.
     threads : int
-        CPU threads for torch.
+        CPU threads for torch; 0: all cores of the worker's computer.
     topic : str
         Where its messages go.
-    folder : str
-        Where large messages go.
+    folder : str or None
+        Where large messages go; None: the client sees no folder of the worker's, and they go with the outcome.
     path : tuple of str
         The client's module search path, so that the worker finds the job where the client found it.
+    version : str
+        The client's, of this package.
     """
 
     job: str
@@ -52,18 +60,63 @@ class Order:
     lane: Lane
     threads: int
     topic: str
-    folder: str
+    folder: str | None = None
     path: tuple[str, ...] = ()
+    version: str = __version__
+
+    @property
+    def key(self) -> str:
+        """Dask's name for it."""
+        return f"napari-unet-{self.job}-{self.attempt}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: its events, counted, and the pickled result or error."""
+    """How an attempt ended: its events, counted, and the pickled result or error.
+
+    Parameters
+    ----------
+    status : str
+    events : int
+        How many were sent or are kept.
+    parcel : Parcel
+        The result, or the error.
+    details : str
+        Where an error arose; for the log.
+    kept : tuple of (int, Parcel)
+        Events too large for a message, with their numbers.
+    """
 
     status: Literal["done", "failed", "cancelled"]
     events: int
     parcel: Parcel = b""
     details: str = ""
+    kept: tuple[tuple[int, Parcel], ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a client wants to know of a worker: versions, and the names of its GPUs."""
+
+    version: str
+    python: str
+    gpus: tuple[str, ...]
+
+
+async def facts() -> WorkerFacts:
+    """Return what there is to know of the worker this runs on."""
+    # Seconds of imports, beside the worker's event loop.
+    gpus = await asyncio.to_thread(_gpus)
+    return WorkerFacts(__version__, ".".join(platform.python_version_tuple()[:2]), gpus)
+
+
+def _gpus() -> tuple[str, ...]:
+    try:
+        import torch
+
+        return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    except Exception:  # no torch, or no driver
+        return ()
 
 
 _changed = threading.Condition()
@@ -123,11 +176,19 @@ def _in_lane(lane: Lane) -> Iterator[None]:
 
 
 def _may_go_on(order: Order) -> bool:
-    """Hold a training job back while a quick one runs; say whether the job is still wanted."""
-    if order.lane == "train":
+    """Hold a long job back while a quick one runs; say whether the job is still wanted."""
+    if order.lane != "quick":
         with _changed:
             _changed.wait_for(lambda: not _quick_running or order.job in _cancelled)
-    return order.job not in _cancelled
+    return order.job not in _cancelled and not _was_released(order)
+
+
+def _was_released(order: Order) -> bool:
+    """Return whether the client that wants the job is gone: Dask lets its tasks go, but cannot stop one that runs."""
+    from distributed import get_worker
+
+    task = get_worker().state.tasks.get(order.key)
+    return task is not None and task.state == "cancelled"
 
 
 class _Messenger:
@@ -139,29 +200,36 @@ class _Messenger:
         self._order = order
         self._log_event = get_worker().log_event
         self.sent = 0
+        self.kept: list[tuple[int, Parcel]] = []
 
     def started(self) -> None:
         self._send(-1, os.getpid())
 
     def event(self, value: object) -> None:
-        self._send(self.sent, self.pack(value))
+        body = self.pack(value)
+        if isinstance(body, bytes) and len(body) > INLINE_BYTES:
+            self.kept.append((self.sent, body))
+        else:
+            self._send(self.sent, body)
         self.sent += 1
 
     def pack(self, value: object) -> Parcel:
-        return wrap(dumps(value), Path(self._order.folder))
+        return wrap(dumps(value), None if self._order.folder is None else Path(self._order.folder))
 
     def _send(self, number: int, body: Parcel | int) -> None:
         message = {"job": self._order.job, "attempt": self._order.attempt, "number": number, "body": body}
         self._log_event(self._order.topic, message)
 
 
-def run(order: Order) -> Outcome:
+def run(order: Order, arrays: Mapping[str, NDArray] | None = None) -> Outcome:
     """Run a job to its end; nothing it does wrong gets past here.
 
     Parameters
     ----------
     order : Order
         What to run.
+    arrays : mapping of str to array, optional
+        What came with it, by the names in its :class:`~napari_unet.compute.transport.SharedArray`.
 
     Returns
     -------
@@ -171,14 +239,19 @@ def run(order: Order) -> Outcome:
     messenger = _Messenger(order)
     messenger.started()
     try:
-        with _in_lane(order.lane):
+        if order.version != __version__:
+            raise ClusterError(
+                f"A worker of the cluster runs napari-unet {__version__}, this computer runs {order.version}: install "
+                "the same version on both."
+            )
+        with _in_lane(order.lane), arrays_at_hand(arrays or {}):
             sys.path += [entry for entry in order.path if entry not in sys.path]
-            set_threads(order.threads)
+            set_threads(order.threads or available_cores())
             function, args, kwargs = unwrap(order.call)
             finished, value = _drive(order, messenger, function(*args, **kwargs))
             if not finished:
                 return Outcome("cancelled", messenger.sent)
-            return Outcome("done", messenger.sent, messenger.pack(value))
+            return Outcome("done", messenger.sent, messenger.pack(value), kept=tuple(messenger.kept))
     except BaseException as error:
         return Outcome("failed", messenger.sent, dumps(_presentable(error)), traceback_without_messages(error))
     finally:

@@ -98,6 +98,10 @@ class EngineError(NapariUnetError):
     """The computing process failed or was lost."""
 
 
+class ClusterError(EngineError):
+    """The cluster cannot be used, or is gone."""
+
+
 class SessionError(NapariUnetError):
     """An action does not make sense in the session's present state."""
 

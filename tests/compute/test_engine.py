@@ -24,7 +24,9 @@ from tests.compute.conftest import Heard, begin, finish, poll_until
 
 def processes(engine):
     """The engine's processes: scheduler, nanny, and what they started."""
-    mine = [child for child in psutil.Process().children() if str(engine._folder.path) in " ".join(child.cmdline())]
+    mine = [
+        child for child in psutil.Process().children() if str(engine._place.folder.path) in " ".join(child.cmdline())
+    ]
     return [*mine, *(below for child in mine for below in child.children(recursive=True))]
 
 
@@ -43,7 +45,7 @@ def test_large_events_and_results_keep_their_place(engine):
     assert all((event.labels == event.index).all() for event in heard.events)
     assert heard.events[3].labels.nbytes > 2**20
     np.testing.assert_array_equal(heard.results[0], np.arange(500_000))
-    assert list(engine._folder.messages.iterdir()) == []
+    assert list(engine._place.folder.messages.iterdir()) == []
 
 
 def test_each_job_gets_its_threads(engine):
@@ -97,7 +99,7 @@ def test_a_shared_array_is_stored_once_and_mapped_read_only(engine):
     assert (shared.shape, shared.dtype) == ((10, 10, 10), "<i2")
     assert finish(engine, jobs.total, shared).results == [(499500, "memmap", False)]
     np.testing.assert_array_equal(shared.open(), array)
-    folder = engine._folder.path
+    folder = engine._place.folder.path
     assert shared.path.parent == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     engine.forget(shared.key)

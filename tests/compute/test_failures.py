@@ -92,7 +92,7 @@ def test_a_failed_start_is_told_then_a_busy_engine_closes_and_leaves_nothing(mon
     engine.share("key", np.zeros(10))
     polite, stubborn = begin(engine, jobs.polite, str(tmp_path), lane="train"), begin(engine, jobs.stubborn, 60)
     queued = engine.submit(jobs.count, 3)
-    pids, folder = [p.pid for p in processes(engine)], engine._folder.path
+    pids, folder = [p.pid for p in processes(engine)], engine._place.folder.path
     engine.close(timeout=2.0)
     assert gone(pids, seconds=0.1)
     assert set(threading.enumerate()) <= threads
@@ -122,7 +122,7 @@ def test_closing_before_and_during_the_start():
     assert set(threading.enumerate()) <= threads
     assert gone(pids)
     assert processes(engine) == []
-    assert not engine._folder.path.exists()
+    assert not engine._place.folder.path.exists()
 
 
 UNGUARDED = """
@@ -137,7 +137,7 @@ print("started once", flush=True)
 engine = Engine(threads=1)
 job = engine.submit(job, 3, on_event=print, on_result=print, on_error=print)
 engine.wait(job, 60)
-print(engine._folder.path, flush=True)
+print(engine._place.folder.path, flush=True)
 {end}
 """
 
@@ -174,7 +174,7 @@ def test_killing_the_program_ends_the_processes_and_removes_the_scans(tmp_path):
 @pytest.mark.slow
 def test_where_dask_has_no_cluster_of_subprocesses(monkeypatch):
     """The way of Windows, walked on this system."""
-    monkeypatch.setattr(local, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(local, "sys", SimpleNamespace(platform="win32", path=sys.path))
     engine = Engine(threads=1)
     first = finish(engine, jobs.environment).results[0]
     assert first["torch_threads"] == 1
@@ -183,4 +183,4 @@ def test_where_dask_has_no_cluster_of_subprocesses(monkeypatch):
     stubborn = begin(engine, jobs.stubborn, 60)
     engine.close()
     assert gone(stubborn.events)
-    assert not engine._folder.path.exists()
+    assert not engine._place.folder.path.exists()
