@@ -239,7 +239,7 @@ class Trainer:
 def score(checkpoint: Checkpoint, items: Sequence[LabelledScan], compute: ResolvedCompute) -> dict[str, float | None]:
     """Return the Dice of each scan, by name."""
     from napari_unet.evaluation.effort import pooled_dice
-    from napari_unet.session.batch import predict_scan
+    from napari_unet.session.predicting import predict_scan
 
     n_classes = len(checkpoint.card.label_schema.classes)
     return {

@@ -223,9 +223,10 @@ def _floor(
     cell: Cell, scans: Scans, split: Split, compute: ResolvedCompute, meter: Meter, seconds: float
 ) -> dict[str, Any]:
     """Teach the product's network all scans outside stream and test; the first scan of the stream costs all."""
+    from napari_unet.cli.output import say
     from napari_unet.cli.training import follow
     from napari_unet.evaluation.effort import correction_effort, pooled_dice
-    from napari_unet.session.batch import predict_scan
+    from napari_unet.session.predicting import predict_scan
     from napari_unet.training.fine_tune import fine_tune
     from napari_unet.training.lesson import Lesson
     from napari_unet.training.plan import plan
@@ -238,7 +239,7 @@ def _floor(
         labels=[item.labels for item in teaching],
         overrides={"training.budget_seconds": seconds, "training.newest_fraction": 0.0, "training.seed": cell.seed},
     )
-    outcome = follow(fine_tune([Lesson(i.scan, i.labels) for i in teaching], settings, scans.schema, compute))
+    outcome = follow(fine_tune([Lesson(i.scan, i.labels) for i in teaching], settings, scans.schema, compute), say)
     meter(f"{len(teaching)} scans taught, {outcome.steps} steps")
 
     def judge(name: str) -> tuple[int, float | None]:

@@ -95,7 +95,7 @@ def growth(counts: list[int], side: int, seed: int, device: str) -> dict[str, An
     """Return the seconds per slice of longer and longer scans."""
     import torch
 
-    from napari_unet.session.batch import Predictor
+    from napari_unet.compute.predictor import Predictor
 
     compute = resolve(ComputeSettings.model_validate({"device": device}))
     torch.set_num_threads(compute.threads)
@@ -121,8 +121,8 @@ def growth(counts: list[int], side: int, seed: int, device: str) -> dict[str, An
 
 def peak(n_slices: int, side: int) -> dict[str, Any]:
     """Predict a scan in this process; return the growth of the peak beyond voxels and mask, in MiB."""
+    from napari_unet.compute.predictor import Predictor
     from napari_unet.networks.factory import build, weights_of
-    from napari_unet.session.batch import Predictor
 
     settings = ModelSettings().with_values({"network.base_channels": 4, "network.strides": [[2, 2], [2, 2]]})
     card = ModelCard(name="small", settings=settings, label_schema=LabelSchema.of("structure"), steps=1)

@@ -54,8 +54,9 @@ def measure(folder: str, data: Path, seconds: float, compute: ResolvedCompute, q
     """Train, predict the test scans and score them; with ``quick`` few scans of each."""
     import torch
 
+    from napari_unet.cli.output import say
     from napari_unet.cli.training import follow
-    from napari_unet.session.batch import predict_scan
+    from napari_unet.session.predicting import predict_scan
     from napari_unet.training.fine_tune import fine_tune
     from napari_unet.training.lesson import Lesson
     from napari_unet.training.plan import plan
@@ -74,7 +75,7 @@ def measure(folder: str, data: Path, seconds: float, compute: ResolvedCompute, q
     )
     lessons = [Lesson(item.scan, item.labels) for item in teaching]
     cpu = time.process_time()
-    outcome = follow(fine_tune(lessons, settings, schema, compute))
+    outcome = follow(fine_tune(lessons, settings, schema, compute), say)
     cpu = time.process_time() - cpu
     started = time.perf_counter()
     predicted = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from napari_unet.cli import options as o
 from napari_unet.cli.output import print_result, say, to_json, write_json
-from napari_unet.domain.compute import ResolvedCompute
+
+if TYPE_CHECKING:
+    from napari_unet.domain.settings import ComputeSettings
 
 app = typer.Typer(
     name="napari-unet",
@@ -22,11 +24,10 @@ app = typer.Typer(
 )
 
 
-def _resolve(device: str, runtime: str = "torch") -> ResolvedCompute:
-    from napari_unet.compute.device import resolve
+def _wanted(device: str, runtime: str = "torch") -> ComputeSettings:
     from napari_unet.domain.settings import ComputeSettings
 
-    return resolve(ComputeSettings.model_validate({"device": device, "runtime": runtime}))
+    return ComputeSettings.model_validate({"device": device, "runtime": runtime})
 
 
 @app.command()
@@ -76,7 +77,7 @@ def predict(
     device: o.Device = "auto",
     runtime: o.Runtime = "auto",
     compute: o.ComputeAddress = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow a cluster without TLS.")] = False,
+    insecure: o.Insecure = False,
     tta: Annotated[bool, typer.Option("--tta", help="Average over flips: slower, steadier.")] = False,
     uncertainty: Annotated[
         bool,
@@ -98,16 +99,16 @@ def predict(
     from napari_unet.cli.prediction import run_predict
     from napari_unet.io.registry import read_scan
 
-    if compute is not None or insecure:
-        o.not_there_yet("--compute")
     if labelmap and format != "dicom-seg":
         raise typer.BadParameter("--labelmap goes with --format dicom-seg only.")
     values = {"inference.mirror": tta or uncertainty, **o.parse_proposal_settings(set_)}
+    engine = o.engine_at(compute, insecure)
     n_failed, n_targets = run_predict(
         paths,
         out,
         model,
-        resolve=lambda: _resolve(device, runtime),
+        compute=_wanted(device, runtime),
+        engine=engine,
         values=values,
         format_name=format,
         labelmap=labelmap,
@@ -142,34 +143,40 @@ def fine_tune(
     ] = None,
     device: o.Device = "auto",
     compute: o.ComputeAddress = None,
+    insecure: o.Insecure = False,
     seed: o.Seed = 0,
     json: o.Json = None,
 ) -> None:
     """Train on pairs of images and masks."""
     from napari_unet.cli.training import run_fine_tune
+    from napari_unet.training.processes import of_torchrun
 
-    if compute is not None:
-        o.not_there_yet("--compute")
+    engine = o.engine_at(compute, insecure)
     values: dict[str, Any] = {"training.seed": seed}
     if budget_seconds is not None or steps is not None:
         values |= {"training.budget_seconds": budget_seconds, "training.steps": steps}
     values |= o.parse_settings(set_)
-    result = run_fine_tune(
-        images,
-        masks,
-        out,
-        model=model,
-        preset=preset,
-        values=values,
-        rule=o.truth_rule(foreground, binary),
-        group_by=group_by,
-        exclude=o.matcher(exclude_regex, "--exclude-regex"),
-        max_side=max_side,
-        unlabelled=unlabelled,
-        seed=seed,
-        compute=_resolve(device),
-    )
-    write_json(result, json)
+    rule, exclude = o.truth_rule(foreground, binary), o.matcher(exclude_regex, "--exclude-regex")
+    with of_torchrun() as processes:
+        result = run_fine_tune(
+            images,
+            masks,
+            out,
+            model=model,
+            preset=preset,
+            values=values,
+            rule=rule,
+            group_by=group_by,
+            exclude=exclude,
+            max_side=max_side,
+            unlabelled=unlabelled,
+            seed=seed,
+            compute=_wanted(device),
+            engine=engine,
+            processes=processes,
+        )
+        if processes.leads:
+            write_json(result, json)
 
 
 @app.command()
@@ -213,12 +220,13 @@ def simulate(
 ) -> None:
     """Measure how much painting the tool still asks for, on any folder of pairs (docs/benchmarks.md)."""
     from napari_unet.cli.simulation import run_simulate
+    from napari_unet.compute.device import resolve
 
     if test is not None and test_regex is not None:
         raise typer.BadParameter("--test and --test-regex exclude each other.")
     if annotator not in ("oracle", "brush"):
         raise typer.BadParameter("--annotator is oracle or brush.")
-    resolved = _resolve("cpu")
+    resolved = resolve(_wanted("cpu"))
     result = run_simulate(
         images,
         masks,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -14,6 +14,9 @@ from napari_unet.domain.settings import Device as DeviceName
 from napari_unet.domain.settings import Runtime as RuntimeName
 from napari_unet.io.masks import TruthRule
 from napari_unet.training.presets import PRESETS, preset_named
+
+if TYPE_CHECKING:
+    from napari_unet.compute.engine import Engine
 
 Images = Annotated[Path, typer.Option("--images", help="Folder of images.")]
 Masks = Annotated[Path, typer.Option("--masks", help="Folder of masks, called as the images are.")]
@@ -63,12 +66,35 @@ Series = Annotated[str | None, typer.Option("--series", metavar="UID", help="Whi
 Volume = Annotated[int | None, typer.Option("--volume", min=0, help="Which volume of a 4D scan.")]
 Untrusted = Annotated[bool, typer.Option("--untrusted", help="Load a scan whose geometry is doubtful.")]
 Resample = Annotated[bool, typer.Option("--resample", help="Resample a scan with uneven slices.")]
-ComputeAddress = Annotated[str | None, typer.Option("--compute", metavar="ADDRESS", help="A running Dask scheduler.")]
+ComputeAddress = Annotated[
+    str | None,
+    typer.Option("--compute", metavar="ADDRESS", help="A running Dask scheduler, tls://host:port (docs/clusters.md)."),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow a cluster without TLS: others on the network can read the scans.")
+]
 
 
 def not_there_yet(option: str) -> NoReturn:
     """End with exit status 2: the option belongs to a later version."""
     raise typer.BadParameter(f"{option} is not there yet in this version.")
+
+
+def engine_at(address: str | None, insecure: bool) -> Engine | None:
+    """Return the engine of a cluster; None where no address was given.
+
+    Raises
+    ------
+    ClusterError
+        The address is none, or not safe.
+    """
+    if address is None:
+        if insecure:
+            raise typer.BadParameter("--insecure goes with --compute only.")
+        return None
+    from napari_unet.compute.engine import Engine
+
+    return Engine(address=address, insecure=insecure)
 
 
 def truth_rule(foreground: list[int] | None, binary: bool) -> TruthRule:

@@ -1,4 +1,4 @@
-"""Masks for scans and folders: what is said meanwhile, and the table of a folder."""
+"""Masks for scans and folders: what is said meanwhile."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from napari_unet.cli.output import say
-from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.compute.engine import Engine
+from napari_unet.compute.predictor import Predictor
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ComputeSettings
 from napari_unet.io.writers import require_format
-from napari_unet.session.batch import Outcome, Predictor, find_targets, predict_targets
-from napari_unet.session.cohort import TABLE, CohortTable
+from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.models import find_task_model
+from napari_unet.session.predicting import MaskFolder, Outcome, Target, find_targets, predict_targets, write_table
+from napari_unet.session.worker import Worker
 
 
 def run_predict(
@@ -20,7 +24,8 @@ def run_predict(
     out: Path,
     model: str,
     *,
-    resolve: Callable[[], ResolvedCompute],
+    compute: ComputeSettings,
+    engine: Engine | None,
     values: dict[str, Any],
     format_name: str | None,
     labelmap: bool,
@@ -38,14 +43,16 @@ def run_predict(
         Folder for the masks.
     model : str
         Name or file.
-    resolve : callable
-        Decides where to compute; asked once everything else is known to be there.
+    compute : ComputeSettings
+        What to compute with.
+    engine : Engine or None
+        What computes; None: this process does.
     values : dict
         Settings of the model to replace.
     format_name : str or None
         None: like the source's.
     labelmap, uncertainty : bool
-        As for :func:`napari_unet.session.batch.predict_targets`.
+        As for :class:`napari_unet.session.predicting.MaskFolder`.
     keep_going : bool
         Whether the failure of one scan is not the end.
     read : callable
@@ -60,39 +67,81 @@ def run_predict(
         require_format(format_name)
     checkpoint = find_task_model(model)
     targets = find_targets(paths)
-    predictor = Predictor(checkpoint, resolve(), values)
+    folder = MaskFolder(
+        out, checkpoint, values, format_name=format_name, labelmap=labelmap, uncertainty=uncertainty, read=read
+    )
     if values.get("inference.mirror") and not checkpoint.card.settings.augmentation.mirror:
         say("note: this model never saw mirrored scans, so averaging over flips (--tta) changes nothing.")
-    table = CohortTable(out / TABLE) if any(path.is_dir() for path in paths) and len(targets) > 1 else None
-    options: dict[str, Any] = {"format_name": format_name, "labelmap": labelmap, "uncertainty": uncertainty}
-    n_failed = 0
-    try:
-        for number, outcome in enumerate(predict_targets(targets, out, predictor, read=read, **options), start=1):
-            _tell(outcome, number, len(targets), table)
-            if outcome.error is not None:
-                n_failed += 1
-                if not keep_going:
-                    raise outcome.error
-                say(f"error: {outcome.target.source.name}: {outcome.error}")
-    finally:
-        if table is not None:
-            table.write()
+    told: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        told.append(outcome)
+        # The error that ends it all is told last, and once.
+        if outcome.error is None or keep_going:
+            _tell(outcome, len(told), len(targets))
+
+    if engine is None:
+        has_table = any(path.is_dir() for path in paths) and len(targets) > 1
+        _predict_here(targets, folder, checkpoint, compute, keep_going, tell, told if has_table else None)
+    else:
+        _predict_there(targets, folder, engine, compute, keep_going, tell)
     if format_name == "dicom-seg":
         say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
-    return n_failed, len(targets)
+    return sum(outcome.error is not None for outcome in told), len(targets)
 
 
-def _tell(outcome: Outcome, number: int, total: int, table: CohortTable | None) -> None:
-    """Say that a mask was written, or was there already, with its notes, and put it into the table."""
-    target, error = outcome.target, outcome.error
-    source = (target.folder / target.source.name).as_posix()
-    mask = "" if outcome.written is None else (target.folder / outcome.written.name).as_posix()
-    status = "failed" if error is not None else "done before" if outcome.done_before else "done"
-    notes = outcome.notes if error is None else (str(error),)
-    if table is not None:
-        table.add(source, mask, status, seconds=outcome.seconds, notes=notes, volumes=outcome.volumes)
-    if error is None:
-        count = f" ({number} of {total})" if total > 1 else ""
-        say(f"{'left, done before:' if outcome.done_before else 'wrote'} {outcome.written}{count}")
-        for note in notes:
-            say(f"note: {target.source.name}: {note}")
+def _predict_here(
+    targets: Sequence[Target],
+    folder: MaskFolder,
+    checkpoint: Checkpoint,
+    compute: ComputeSettings,
+    keep_going: bool,
+    tell: Callable[[Outcome], None],
+    of_table: list[Outcome] | None,
+) -> None:
+    from napari_unet.compute.device import resolve
+
+    predictor = Predictor(checkpoint, resolve(compute), folder.values)
+    try:
+        for outcome in predict_targets(targets, predictor, folder):
+            tell(outcome)
+            if outcome.error is not None and not keep_going:
+                raise outcome.error
+    finally:
+        if of_table is not None:
+            write_table(folder.path, targets, of_table)
+
+
+def _predict_there(
+    targets: Sequence[Target],
+    folder: MaskFolder,
+    engine: Engine,
+    compute: ComputeSettings,
+    keep_going: bool,
+    tell: Callable[[Outcome], None],
+) -> None:
+    run = FolderRun(
+        Worker(engine, compute),
+        targets,
+        folder,
+        lambda outcome: None if outcome is None else tell(outcome),
+        keep_going=keep_going,
+    )
+    try:
+        run.wait()
+    finally:
+        run.cancel()
+    if run.error is not None:
+        raise run.error
+
+
+def _tell(outcome: Outcome, number: int, total: int) -> None:
+    """Say that a mask was written, or was there already, or why not."""
+    source = outcome.target.source.name
+    if outcome.error is not None:
+        say(f"error: {source}: {outcome.error}")
+        return
+    count = f" ({number} of {total})" if total > 1 else ""
+    say(f"{'left, done before:' if outcome.done_before else 'wrote'} {outcome.written}{count}")
+    for note in outcome.notes:
+        say(f"note: {source}: {note}")

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from napari_unet.cli.output import say
-from napari_unet.compute.device import free_memory
+from napari_unet.compute import jobs
+from napari_unet.compute.engine import Engine
+from napari_unet.compute.jobs import look_around
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import ExportError
-from napari_unet.domain.settings import ModelSettings, TrainingSettings
+from napari_unet.domain.errors import ExportError, TrainingError
+from napari_unet.domain.progress import TrainingStep
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ComputeSettings, ModelSettings, TrainingSettings
 from napari_unet.io.masks import TruthRule
 from napari_unet.io.pairs import LabelledScan
-from napari_unet.session.batch import load_training_folder, settings_for
+from napari_unet.session.batch import TrainingFolder, load_training_folder, settings_for
 from napari_unet.session.models import SCRATCH, find_model, has_learnt, helps
 from napari_unet.session.planning import begins_anew, begins_with, refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
+from napari_unet.session.worker import Worker
 from napari_unet.storage.checkpoint_file import write_checkpoint
-from napari_unet.training.fine_tune import fine_tune as fine_tune_job
+from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.lesson import FineTuned, Lesson
+from napari_unet.training.processes import ALONE, Processes
 from napari_unet.training.words import in_words
 
 _BUDGET, _CONSISTENCY = "training.budget_seconds", "training.consistency_weight"
@@ -45,11 +51,18 @@ def run_fine_tune(
     max_side: int | None,
     unlabelled: Path | None,
     seed: int,
-    compute: ResolvedCompute,
+    compute: ComputeSettings,
+    engine: Engine | None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """Train and write the checkpoint; return the contract's JSON."""
-    import torch
+    """Train and write the checkpoint; return the contract's JSON.
 
+    ``engine`` computes; None: this process does, together with the others of ``processes``, the first of which speaks
+    and writes for all.
+    """
+    if engine is not None and processes.world > 1:
+        raise TrainingError("Several processes and --compute exclude each other: choose one of them.")
+    tell = say if processes.leads else _say_nothing
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a file, such as {out / 'model.safetensors'}.")
     # A recipe of one's own asks for a network of its own.
@@ -66,56 +79,99 @@ def run_fine_tune(
         validation_fraction=before.with_values(judging).training.validation_fraction,
         seed=seed,
     )
-    values = _with_defaults(values, base, preset, unlabelled is not None)
-    wishes = (preset or "default", values, free_memory(compute), compute.device)
+    values = _with_defaults(values, base, preset, unlabelled is not None, tell)
+    resolved, free = _finish(look_around(compute) if engine is None else engine.steps(look_around, compute))
+    wishes = (preset or "default", values, free, resolved.device)
     settings, found = settings_for(folder, base, *wishes)
     begun = [] if base is None or has_learnt(base) else [begins_with(base)]
     if model is None and base is not None and not helps(base, settings):
         begun, base = [begins_anew(base)], None
         settings, found = settings_for(folder, base, *wishes, found)
-    _say_seen(base, folder.judging)
+    _say_seen(base, folder.judging, tell)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]
     more = [] if unlabelled is None else load_unlabelled(unlabelled, known, max_side)
-    torch.set_num_threads(compute.threads)
     also = f", agreeing with itself on {len(more)} without labels" if more else ""
-    say(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
+    tell(f"learning from {len(folder.teaching)} scans{also}, judging on {len(folder.judging)}")
     for sentence in (*in_words(settings, found), *begun):
-        say(f"plan: {sentence}")
-    lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
-    lessons += [Lesson(item.scan, item.labels, locked=np.ones(item.scan.n_slices, bool)) for item in folder.judging]
-    job = fine_tune_job(lessons, settings, folder.schema, compute, base=base, name=out.stem, unlabelled=more)
-    outcome = follow(job)
-    write_checkpoint(outcome.checkpoint, out)
+        tell(f"plan: {sentence}")
+    job = _job(folder, settings, resolved, base, out.stem, more, engine, processes)
+    outcome = follow(job, tell)
+    if processes.leads:
+        write_checkpoint(outcome.checkpoint, out)
     defined = [v.after for v in outcome.verdicts if v.after is not None]
     dice = float(np.mean(defined)) if defined else None
     figure = "-" if dice is None else f"{dice:.3f}"
-    say(f"wrote {out}: {outcome.steps} steps in {outcome.seconds:.0f} s, validation Dice {figure}")
+    tell(f"wrote {out}: {outcome.steps} steps in {outcome.seconds:.0f} s, validation Dice {figure}")
     return {"validation_dice": dice, "steps": outcome.steps, "seconds": round(outcome.seconds, 3), "out": str(out)}
 
 
+def _finish(job: Generator[Any, None, Any]) -> Any:
+    """Run a job to its end; return its result."""
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            return end.value
+
+
+def _job(
+    folder: TrainingFolder,
+    settings: ModelSettings,
+    compute: ResolvedCompute,
+    base: Checkpoint | None,
+    name: str,
+    unlabelled: Sequence[Scan],
+    engine: Engine | None,
+    processes: Processes,
+) -> Generator[TrainingStep, None, FineTuned]:
+    """Return the training, to be run here or by an engine."""
+    if engine is None:
+        import torch
+
+        torch.set_num_threads(compute.threads)
+        lessons = [Lesson(item.scan, item.labels) for item in folder.teaching]
+        lessons += [Lesson(item.scan, item.labels, locked=np.ones(item.scan.n_slices, bool)) for item in folder.judging]
+        options: dict[str, Any] = {"base": base, "name": name, "unlabelled": unlabelled, "processes": processes}
+        return fine_tune(lessons, settings, folder.schema, compute, **options)
+    worker = Worker(engine)
+    handles = [worker.share_lesson(item.scan, item.labels, judges=False) for item in folder.teaching]
+    handles += [worker.share_lesson(item.scan, item.labels, judges=True) for item in folder.judging]
+    body = None if base is None else worker.share_checkpoint(base)
+    others = [worker.share_scan(scan) for scan in unlabelled]
+    return engine.steps(jobs.fine_tune, handles, settings, folder.schema, compute, body, name, others, lane="train")
+
+
 def _with_defaults(
-    values: dict[str, Any], base: Checkpoint | None, preset: str | None, has_unlabelled: bool
+    values: dict[str, Any],
+    base: Checkpoint | None,
+    preset: str | None,
+    has_unlabelled: bool,
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Check what was set against the starting model, and add what follows from the other words."""
     if has_learnt(base):
         if preset is not None:
-            say("note: --preset counts from scratch only; the starting model keeps its own recipe.")
+            tell("note: --preset counts from scratch only; the starting model keeps its own recipe.")
         refuse_fixed(base.card.settings, values)
         # Its own budget and steps were those of its own training.
         values = {_BUDGET: TrainingSettings().budget_seconds, "training.steps": None} | values
     weighted = base is not None and base.card.settings.training.consistency_weight > 0
     if has_unlabelled and _CONSISTENCY not in values and not weighted:
-        say(f"note: {_CONSISTENCY} is set to 1, so that scans without labels teach.")
+        tell(f"note: {_CONSISTENCY} is set to 1, so that scans without labels teach.")
         values = {_CONSISTENCY: 1.0} | values
     return values
 
 
-def _say_seen(base: Checkpoint | None, judging: Sequence[LabelledScan]) -> None:
+def _say_nothing(line: str) -> None:
+    """Stand in for :func:`say` where another process speaks."""
+
+
+def _say_seen(base: Checkpoint | None, judging: Sequence[LabelledScan], tell: Callable[[str], None]) -> None:
     known = set(base.card.seen) if base is not None else set()
     n = sum(item.scan.fingerprint in known for item in judging)
     if base is not None and n:
-        say(f"note: {base.card.name!r} has learnt from {n} of the scans that judge: the validation Dice flatters.")
+        tell(f"note: {base.card.name!r} has learnt from {n} of the scans that judge: the validation Dice flatters.")
 
 
 def _refuse_unwritable(out: Path) -> None:
@@ -128,7 +184,7 @@ def _refuse_unwritable(out: Path) -> None:
         raise ExportError(f"Nothing can be written to {out.parent}: choose another place with --out.")
 
 
-def follow(job: Any) -> FineTuned:
+def follow(job: Any, tell: Callable[[str], None]) -> FineTuned:
     """Run a training to its end, with a line now and then."""
     last = time.monotonic()
     while True:
@@ -139,4 +195,4 @@ def follow(job: Any) -> FineTuned:
         if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
-            say(f"step {event.step}: loss {event.loss:.3f}{left}")
+            tell(f"step {event.step}: loss {event.loss:.3f}{left}")

@@ -27,7 +27,7 @@ from napari_unet.compute import worker
 from napari_unet.compute.quietly import quietly
 from napari_unet.compute.task import Task
 from napari_unet.compute.transport import SharedArray
-from napari_unet.compute.worker import Lane, Order, Outcome, WorkerFacts
+from napari_unet.compute.worker import CALL, Lane, Order, Outcome, WorkerFacts
 from napari_unet.domain.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ _CANCEL_SECONDS = 2.0
 #: A job that lost two workers may be what ends them.
 _MOST_BEGINNINGS = 2
 _MOST_ATTEMPTS = 5
+_LARGEST_CALL = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -238,9 +239,13 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def sent(self, client: Any, task: Task) -> AsyncIterator[asyncio.Future[Outcome]]:
         """Send a task with the arrays it speaks of."""
-        order = Order(task.id, task.attempt, task.call, task.lane, task.threads, self.topic)
+        is_large = len(task.call) > _LARGEST_CALL
+        order = Order(task.id, task.attempt, b"" if is_large else task.call, task.lane, task.threads, self.topic)
         try:
             arrays = {name: await handed.on(client, name) for name, handed in self._mentioned(task.call)}
+            if is_large:
+                # Beside the scheduler's own tables, which it would fill.
+                arrays[CALL] = (await client.scatter({f"{order.key}-call": task.call}))[f"{order.key}-call"]
         except TimeoutError as error:
             raise ClusterError(self._no_workers) from error
         future = client.submit(
@@ -261,6 +266,8 @@ class Cluster:
             result.cancel()
             # A job that still runs finds that nobody wants it, and stops.
             future.release()
+            if CALL in arrays:
+                arrays[CALL].release()
 
     def _mentioned(self, call: bytes) -> list[tuple[str, _Handed]]:
         # Names are hashes, so that to find one in the bytes is to find the handle.

@@ -269,8 +269,9 @@ class Dispatcher:
             return None
         async with self._place.sent(client, task) as result:
             ends = [asyncio.ensure_future(event.wait()) for event in (task.stop, task.lost_too_often)]
+            either: list[asyncio.Future[Any]] = [result, *ends]
             try:
-                await asyncio.wait({result, *ends}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if not result.done() and task.stop.is_set():
                     await self._place.interrupt(client, task, result)
             finally:

@@ -130,7 +130,7 @@ class Engine:
         self._trouble: str | None = None
         self._lock = threading.Lock()
         self._arrived = threading.Event()
-        self._queue: deque[tuple[Job, Verdict, Any]] = deque()
+        self._queue: deque[Callable[[], object]] = deque()
         self._jobs: dict[str, Job] = {}
         self._place: Place | None = None
         self._dispatcher: Dispatcher | None = None
@@ -144,6 +144,16 @@ class Engine:
         return self._state
 
     @property
+    def wake(self) -> Callable[[], None] | None:
+        """What is called once something waits for :meth:`poll`."""
+        return self._wake
+
+    @property
+    def address(self) -> str | None:
+        """The scheduler's address; None for this computer."""
+        return None if self._cluster is None else self._cluster.address
+
+    @property
     def trouble(self) -> str | None:
         """One sentence about an engine that is away or has failed."""
         return self._trouble
@@ -152,6 +162,11 @@ class Engine:
     def cluster(self) -> ClusterInfo | None:
         """What the cluster has, once the engine was ready; None for this computer."""
         return None if self._cluster is None else self._cluster.info
+
+    @property
+    def width(self) -> int:
+        """How many jobs of the lane ``folder`` it is worth to have in flight."""
+        return self._where().room("folder")
 
     @property
     def is_remote(self) -> bool:
@@ -257,6 +272,33 @@ class Engine:
             self._tell(job, "error", self._failure())
         return job
 
+    def steps(
+        self, function: Callable[..., Generator[Any, None, Any]], /, *args: Any, lane: Lane = "quick"
+    ) -> Generator[Any, None, Any]:
+        """Run a job as if it ran here: yields its events, returns its result, raises its error.
+
+        For callers without an event loop. Closing the generator cancels the job.
+        """
+        arrived: deque[Any] = deque()
+        ended: list[Any] = []
+        callbacks: dict[str, Any] = {"on_event": arrived.append, "on_result": ended.append, "on_error": ended.append}
+        job = self.submit(function, *args, lane=lane, **callbacks)
+        try:
+            while True:
+                self.poll()
+                while arrived:
+                    yield arrived.popleft()
+                if job.is_over:
+                    break
+                self._arrived.wait(_WAIT_SECONDS)
+        finally:
+            job.cancel()
+        if job.state == "failed":
+            raise ended[0]
+        if job.state == "cancelled":
+            raise EngineError("The computing process was closed before it was done.")
+        return ended[0]
+
     def poll(self) -> None:
         """Call the callbacks of everything that has arrived, on this thread, in order.
 
@@ -265,15 +307,13 @@ class Engine:
         self._arrived.clear()
         for _ in range(len(self._queue)):
             try:
-                job, verdict, value = self._queue.popleft()
+                arrived = self._queue.popleft()
             except IndexError:  # a callback called poll itself
                 return
             try:
-                job._receive(verdict, value)
+                arrived()
             except Exception:
-                logger.exception("A callback of job %s failed", job.id)
-            if job.is_over:
-                self._jobs.pop(job.id, None)
+                logger.exception("A callback failed")
 
     def wait(self, job: Job, timeout: float | None = None) -> None:
         """Poll until a job is over.
@@ -338,9 +378,20 @@ class Engine:
             self._state, self._trouble = state, trouble
             self.notify()
 
-    def _tell(self, job: Job, verdict: Verdict, value: Any) -> None:
-        self._queue.append((job, verdict, value))
+    def call(self, function: Callable[[], object]) -> None:
+        """Have a function called by the next poll, on its thread; from any thread."""
+        self._queue.append(function)
         self.notify()
+
+    def _tell(self, job: Job, verdict: Verdict, value: Any) -> None:
+        self.call(lambda: self._deliver(job, verdict, value))
+
+    def _deliver(self, job: Job, verdict: Verdict, value: Any) -> None:
+        try:
+            job._receive(verdict, value)
+        finally:
+            if job.is_over:
+                self._jobs.pop(job.id, None)
 
     def notify(self) -> None:
         """Ask for a poll, from any thread: only the first thing to arrive after a poll does."""

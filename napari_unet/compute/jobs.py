@@ -6,26 +6,29 @@ The worker keeps the last prepared scans and networks, so that a second slab cos
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_unet.compute.device import free_memory, resolve
+from napari_unet.compute.predictor import Prediction, Predictor
 from napari_unet.compute.transport import SharedArray
 from napari_unet.domain.annotation import Annotation, SparseChange
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.domain.progress import TrainingStep
+from napari_unet.domain.progress import Progress, TrainingStep
 from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import Scan
-from napari_unet.domain.settings import AfterCareSettings, ModelSettings, PreparationSettings
+from napari_unet.domain.settings import AfterCareSettings, ComputeSettings, ModelSettings, PreparationSettings
 from napari_unet.inference.live import Features, Painted, Refitted, Window
 
 if TYPE_CHECKING:
@@ -106,6 +109,22 @@ class LessonHandle:
         return Lesson(scan, labels, reviewed, self.locked if self.locked.any() else None)
 
 
+@dataclass(frozen=True)
+class WholeLessonHandle:
+    """A lesson from a folder as it travels: every slice is reviewed, and all of them teach or all judge."""
+
+    scan: ScanHandle
+    labels: SharedArray
+    judges: bool
+
+    def open(self) -> Lesson:
+        """Return the lesson."""
+        from napari_unet.training.lesson import Lesson
+
+        scan = self.scan.open()
+        return Lesson(scan, self.labels.open(), locked=np.ones(scan.n_slices, bool) if self.judges else None)
+
+
 class _Recent:
     """The last few values by key; made once even when two threads ask at once."""
 
@@ -131,6 +150,7 @@ _images = _Recent(2)
 _checkpoints = _Recent(3)
 _networks = _Recent(3)
 _runners = _Recent(3)
+_predictors = _Recent(4)
 # What is odd about a scan in the eyes of a model.
 _oddities = _Recent(64)
 # For live refits: what is known of single slices, up to 80 MB each, and what was proposed for them lately.
@@ -191,6 +211,13 @@ def _ready(scan: ScanHandle, file: SharedArray) -> tuple[Scan, PreparedScan, str
     image = _images.get(key, lambda: PreparedScan(opened, card.settings.preparation))
     odd = _oddities.get((*key, file.key), lambda: unlike(card, opened, image))
     return opened, image, odd
+
+
+def look_around(settings: ComputeSettings) -> Generator[object, None, tuple[ResolvedCompute, int]]:
+    """Return what there is to compute with, and the bytes of memory that are free there."""
+    yield from ()
+    compute = resolve(settings)
+    return compute, free_memory(compute)
 
 
 def make_ready(scan: ScanHandle, checkpoint_file: SharedArray, compute: ResolvedCompute) -> Generator[None, None, None]:
@@ -325,6 +352,20 @@ def _features(
     return live.seen_by_head(network, image, settings, compute, index, window, zoom, answer)
 
 
+def predict_whole(
+    scan: ScanHandle,
+    checkpoint_file: SharedArray,
+    compute: ResolvedCompute,
+    values: dict[str, Any],
+    uncertainty: bool,
+) -> Generator[Progress, None, Prediction]:
+    """Predict the mask of a whole scan; see :class:`~napari_unet.compute.predictor.Predictor`."""
+    # One per thread of a cluster's worker: a runner learns as it goes.
+    key = (checkpoint_file.key, compute, json.dumps(values, sort_keys=True), get_ident())
+    predictor = _predictors.get(key, lambda: Predictor(_checkpoint(checkpoint_file), compute, values))
+    return (yield from predictor.steps(scan.open(), uncertainty=uncertainty))
+
+
 def clean(
     labels: SharedArray, spacing: tuple[float, ...] | None, settings: AfterCareSettings
 ) -> Generator[None, None, SparseChange]:
@@ -337,7 +378,7 @@ def clean(
 
 
 def fine_tune(
-    lessons: Sequence[LessonHandle],
+    lessons: Sequence[LessonHandle | WholeLessonHandle],
     settings: ModelSettings,
     schema: LabelSchema,
     compute: ResolvedCompute,

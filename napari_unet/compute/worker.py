@@ -18,9 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
-
-from numpy.typing import NDArray
+from typing import Any, Literal
 
 from napari_unet import __version__
 from napari_unet.compute.device import available_cores
@@ -28,6 +26,8 @@ from napari_unet.compute.transport import INLINE_BYTES, Parcel, arrays_at_hand, 
 from napari_unet.domain.errors import ClusterError, EngineError, NapariUnetError, traceback_without_messages
 
 Lane = Literal["quick", "train", "folder"]
+#: The name under which a call comes that is too large for its order.
+CALL = "call"
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class _Messenger:
         self._log_event(self._order.topic, message)
 
 
-def run(order: Order, arrays: Mapping[str, NDArray] | None = None) -> Outcome:
+def run(order: Order, arrays: Mapping[str, Any] | None = None) -> Outcome:
     """Run a job to its end; nothing it does wrong gets past here.
 
     Parameters
@@ -229,7 +229,8 @@ def run(order: Order, arrays: Mapping[str, NDArray] | None = None) -> Outcome:
     order : Order
         What to run.
     arrays : mapping of str to array, optional
-        What came with it, by the names in its :class:`~napari_unet.compute.transport.SharedArray`.
+        What came with it, by the names in its :class:`~napari_unet.compute.transport.SharedArray`; and, as
+        :data:`CALL`, what is to be called.
 
     Returns
     -------
@@ -244,10 +245,11 @@ def run(order: Order, arrays: Mapping[str, NDArray] | None = None) -> Outcome:
                 f"A worker of the cluster runs napari-unet {__version__}, this computer runs {order.version}: install "
                 "the same version on both."
             )
-        with _in_lane(order.lane), arrays_at_hand(arrays or {}):
+        arrays = arrays or {}
+        with _in_lane(order.lane), arrays_at_hand(arrays):
             sys.path += [entry for entry in order.path if entry not in sys.path]
             set_threads(order.threads or available_cores())
-            function, args, kwargs = unwrap(order.call)
+            function, args, kwargs = unwrap(order.call or arrays[CALL])
             finished, value = _drive(order, messenger, function(*args, **kwargs))
             if not finished:
                 return Outcome("cancelled", messenger.sent)

@@ -7,6 +7,7 @@ generators on the CPU, so that a seed means the same patches on every device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -64,6 +65,45 @@ def random_transform(
     (1, *patch, n) float32 tensor
         On the CPU, for :func:`torch.nn.functional.grid_sample` with ``align_corners=True``.
     """
+    return grid_of(draw_transform(len(shape), settings, rng), shape, patch, centre, zoom)
+
+
+@dataclass(frozen=True, eq=False)
+class RandomTransform:
+    """What chance has to do with one patch of n axes; see :func:`random_transform`.
+
+    Parameters
+    ----------
+    matrix : (n, n) array
+        Mirrors, scales and turns network voxels.
+    shift : (n,) array
+        As a share of the patch.
+    moves : (\\*control grid, n) array or None
+        Of the elastic deformation's control points, as a share of the most that folds nothing.
+    """
+
+    matrix: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    moves: NDArray[np.float64] | None
+
+
+def draw_transform(n: int, settings: AugmentationSettings, rng: np.random.Generator) -> RandomTransform:
+    """Draw what :func:`grid_of` makes a grid of; cheap beside that."""
+    matrix, shift = _draw_affine(n, settings, rng)
+    moves = None
+    if settings.elastic > 0 and rng.random() < settings.probability:
+        moves = rng.uniform(-1, 1, (*(_CELLS + 3,) * n, n)) * settings.elastic
+    return RandomTransform(matrix, shift, moves)
+
+
+def grid_of(
+    drawn: RandomTransform,
+    shape: tuple[int, ...],
+    patch: tuple[int, ...],
+    centre: NDArray[np.int64],
+    zoom: Sequence[float] | None = None,
+) -> Tensor:
+    """Return the sampling grid of a patch whose chance was drawn before; see :func:`random_transform`."""
     n = len(shape)
     size, extent = np.array(shape, float), np.array(patch, float)
     step = np.ones(n) if zoom is None else np.array(zoom, float)
@@ -76,13 +116,11 @@ def random_transform(
     inside = np.clip(before, np.ceil((centre - room) / step - 1e-9), np.floor(centre / step + 1e-9))
     corner = centre - np.clip(np.where(room > 0, inside, before), 0, extent - 1) * step
     middle = corner + reach / 2
-    matrix, shift = _draw_affine(n, settings, rng)
     to_unit = 2 / np.maximum(size - 1, 1)  # grid_sample wants [-1, 1] between the outer voxel centres
-    per_voxel = (to_unit * step)[:, None] * matrix
-    grid = _affine_grid(patch, per_voxel, (middle + shift * extent * step) * to_unit - 1)
-    if settings.elastic > 0 and rng.random() < settings.probability:
-        bound = settings.elastic * _UNFOLDED * (extent - 1) / _CELLS
-        moves = rng.uniform(-1, 1, (*(_CELLS + 3,) * n, n)) * bound
+    per_voxel = (to_unit * step)[:, None] * drawn.matrix
+    grid = _affine_grid(patch, per_voxel, (middle + drawn.shift * extent * step) * to_unit - 1)
+    if drawn.moves is not None:
+        moves = drawn.moves * (_UNFOLDED * (extent - 1) / _CELLS)
         # The spline is linear in its control points, which are few: they are turned and scaled, not the voxels.
         moves = (moves @ per_voxel.T)[..., ::-1].astype(np.float32)
         grid = grid + _spline(torch.from_numpy(moves), patch)
@@ -138,7 +176,9 @@ def _basis(length: int) -> Tensor:
     return torch.from_numpy(BSpline.design_matrix(places, knots, 3).toarray().astype(np.float32))
 
 
-def change_intensities(image: Tensor, settings: AugmentationSettings, rng: torch.Generator) -> Tensor:
+def change_intensities(
+    image: Tensor, settings: AugmentationSettings, rng: torch.Generator, part: tuple[int, range] | None = None
+) -> Tensor:
     """Change resolution, gamma, contrast, brightness and noise of each patch at random, in this order.
 
     Parameters
@@ -149,6 +189,8 @@ def change_intensities(image: Tensor, settings: AugmentationSettings, rng: torch
         Ranges; a zero leaves that change out.
     rng : torch Generator
         Source of chance, on the CPU.
+    part : (int, range), optional
+        Of how many patches these are which: they change as they would among all of them.
 
     Returns
     -------
@@ -156,16 +198,21 @@ def change_intensities(image: Tensor, settings: AugmentationSettings, rng: torch
         Same shape and device; the input where nothing was to change.
     """
     # One draw for all channels: neighbouring slices, and the colours of one stain, change together.
-    n = image.shape[0]
+    n, seats = part or (image.shape[0], range(image.shape[0]))
+    here = slice(seats.start, seats.stop)
     each = (n, *(1,) * (image.ndim - 1))
 
     def uniform(spread: float) -> Tensor:
-        return ((torch.rand(each, generator=rng) * 2 - 1) * spread).to(image.device)
+        return ((torch.rand(each, generator=rng)[here] * 2 - 1) * spread).to(image.device)
+
+    def on_some(change: Callable[[Tensor, Tensor], Tensor], amount: Tensor) -> Tensor:
+        chosen = torch.rand(n, generator=rng) < _SHARE
+        return _where(chosen[here], image, change, amount[here])
 
     if settings.blur > 0:
-        image = _on_some(image, gaussian_blur, torch.rand(n, generator=rng) * settings.blur, rng)
+        image = on_some(gaussian_blur, torch.rand(n, generator=rng) * settings.blur)
     if settings.low_resolution > 0:
-        image = _on_some(image, coarsen, 1 - torch.rand(n, generator=rng) * settings.low_resolution, rng)
+        image = on_some(coarsen, 1 - torch.rand(n, generator=rng) * settings.low_resolution)
     if settings.gamma > 0:
         image = adjust_gamma(image, 1 + uniform(settings.gamma))
     if settings.contrast > 0:
@@ -173,14 +220,14 @@ def change_intensities(image: Tensor, settings: AugmentationSettings, rng: torch
     if settings.brightness > 0:
         image = image + uniform(settings.brightness)
     if settings.noise > 0:
-        level = torch.rand(each, generator=rng) * settings.noise
-        image = image + (torch.randn(image.shape, generator=rng) * level).to(image.device)
+        level = torch.rand(each, generator=rng)[here] * settings.noise
+        image = image + (torch.randn((n, *image.shape[1:]), generator=rng)[here] * level).to(image.device)
     return image
 
 
-def _on_some(image: Tensor, change: Callable[[Tensor, Tensor], Tensor], amount: Tensor, rng: torch.Generator) -> Tensor:
-    """Change a share of the patches, each by its own amount."""
-    chosen = (torch.rand(len(amount), generator=rng) < _SHARE).nonzero()[:, 0]
+def _where(chosen: Tensor, image: Tensor, change: Callable[[Tensor, Tensor], Tensor], amount: Tensor) -> Tensor:
+    """Change the chosen patches, each by its own amount."""
+    chosen = chosen.nonzero()[:, 0]
     if not len(chosen):
         return image
     where = chosen.to(image.device)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_unet.domain.settings import AugmentationSettings, TrainingSettings
-from napari_unet.patches.augment import change_intensities, random_transform
+from napari_unet.patches.augment import RandomTransform, change_intensities, draw_transform, grid_of
 
 # Candidate centres kept per class and scan: enough to look random, little enough to prepare at once.
 _CENTRES_PER_CLASS = 20_000
@@ -122,6 +122,8 @@ class PatchSampler:
         Batch size, fractions; random changes.
     seed : int
         Of everything random here.
+    seats : range, optional
+        Which patches of each batch are drawn here; all, if not given. Others, with the same seed, draw the rest.
     """
 
     def __init__(
@@ -131,7 +133,9 @@ class PatchSampler:
         training: TrainingSettings,
         augmentation: AugmentationSettings,
         seed: int,
+        seats: range | None = None,
     ) -> None:
+        self._seats = range(training.batch_size) if seats is None else seats
         self._examples = [e for e in examples if e.usable]
         if not self._examples:
             raise ValueError("no example has a reviewed voxel")
@@ -147,19 +151,22 @@ class PatchSampler:
 
     def draw(self) -> Batch:
         """Return one augmented batch, on the device of the examples."""
-        chosen = [self._choose(i) for i in range(self._training.batch_size)]
-        image, known = self._cut(chosen)
-        image = change_intensities(image, self._augmentation, self._torch_rng)
+        n = self._training.batch_size
+        chosen = [self._choose(i) for i in range(n)]
+        image, known = self._cut(chosen, self._seats)
+        image = change_intensities(image, self._augmentation, self._torch_rng, (n, self._seats))
         labels, reviewed = known[:, 0].round().long(), known[:, 1] > 0.5
         if not self._free:
             return Batch(image, labels, reviewed)
         anywhere = [self._choose_free() for _ in range(max(1, self._training.batch_size // 2))]
-        seen, about = self._cut(anywhere)
+        seen, about = self._cut(anywhere, range(len(anywhere)))
         student, teacher = (change_intensities(seen, self._augmentation, self._torch_rng) for _ in range(2))
         return Batch(image, labels, reviewed, student, teacher, about[:, 2] > 0.5)
 
-    def _cut(self, chosen: Sequence[tuple[Example, NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
-        patches = [self._patch_of(example, centre) for example, centre in chosen]
+    def _cut(self, chosen: Sequence[tuple[Example, NDArray[np.int64]]], seats: range) -> tuple[Tensor, Tensor]:
+        # Every seat takes its share of chance, so that it is the same patch whoever cuts it.
+        drawn = [draw_transform(len(self._patch), self._augmentation, self._rng) for _ in chosen]
+        patches = [self._patch_of(*chosen[seat], drawn[seat]) for seat in seats]
         return torch.cat([p[0] for p in patches]), torch.cat([p[1] for p in patches])
 
     def _choose(self, position: int) -> tuple[Example, NDArray[np.int64]]:
@@ -195,7 +202,7 @@ class PatchSampler:
     def _one_of(self, voxels: NDArray[np.int64]) -> NDArray[np.int64]:
         return voxels[int(self._rng.integers(len(voxels)))]
 
-    def _patch_of(self, example: Example, centre: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _patch_of(self, example: Example, centre: NDArray[np.int64], drawn: RandomTransform) -> tuple[Tensor, Tensor]:
         """Return image ``(1, C, *patch)`` and what is known ``(1, 2 or 3, *patch)``: labels, reviewed, free."""
         zoom: tuple[float, ...] = example.zoom
         image = example.image
@@ -205,7 +212,7 @@ class PatchSampler:
             centre, zoom = centre[1:], zoom[1:]
             image, about = image[:, plane], [None if known is None else known[plane] for known in about]
         shape = tuple(image.shape[1:])
-        grid = random_transform(shape, self._patch, centre, self._augmentation, self._rng, zoom)
+        grid = grid_of(drawn, shape, self._patch, centre, zoom)
         # An axis of one voxel has no outside for the interpolation; here is where it ends.
         there = [(grid[..., axis] + 1).abs() < 1 for axis, size in enumerate(reversed(shape)) if size == 1]
         if np.prod(shape) > _CROP_FROM:

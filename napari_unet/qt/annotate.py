@@ -113,6 +113,7 @@ class AnnotateWidget(QWidget):
         self.binder.close()
         self.improve.close_settings()
         self.correct.close_clean_up()
+        self.propose.close_dialog()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:
             self._viewer.bind_key(key, None)

@@ -112,6 +112,11 @@ class LiveRefit:
             self._stroke, self._moved = None, True
             self._ask()
 
+    def restart(self) -> None:
+        """Forget what was asked of an engine that is gone; make ready for a stroke on the new one."""
+        self._asked, self._looked_at = None, ()
+        self.look_again()
+
     def wait(self, engine: Engine, timeout: float | None = None) -> None:
         """Poll until nothing is under way."""
         wait_until(lambda: self.is_over, engine, timeout, "the live refit")

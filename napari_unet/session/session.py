@@ -28,10 +28,13 @@ from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.autosave import Autosave
 from napari_unet.session.cleaning import CleanUp
+from napari_unet.session.computing import Computing
 from napari_unet.session.exporting import export_mask
+from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
+from napari_unet.session.predicting import MaskFolder, Outcome, find_targets
 from napari_unet.session.proposing import WORSE_THAN_NOTHING, ProposalRun
 from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
 from napari_unet.session.verdict import Verdict, with_history
@@ -73,14 +76,16 @@ class Session:
     proposal_changed = Signal()  # started, went on, or ended: read ``proposal``
     training_changed = Signal()  # started, went on, or ended: read ``training``
     verdict_changed = Signal()  # read ``verdict``
+    folder_changed = Signal()  # a folder was begun, went on, or ended: read ``folder``
+    compute_changed = Signal()  # where things are computed, or what is known of it: read ``computing``
     settings_changed = Signal()  # preset, time, device or something set by hand: read ``planning``
     notified = Signal(Notice)
 
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
-        self._engine = engine
         self.project = ProjectFolder(folder)
-        self._autosave = Autosave(self.project, engine.notify)
         self._worker = Worker(engine)
+        self._autosave = Autosave(self.project, lambda: self._engine.notify())
+        self.computing = Computing(self._worker, self._require_rest, self._moved_elsewhere)
         self.schema = schema or LabelSchema.of("structure")
         self.scans: list[ScanState] = []
         self.active: ScanState | None = None
@@ -89,6 +94,7 @@ class Session:
         self.body: Checkpoint | None = None
         self.proposal: ProposalRun | None = None
         self.training: FineTuneRun | None = None
+        self.folder: FolderRun | None = None
         self.verdict: Verdict | None = None
         self._opened = 0
         self._visible_slice = 0
@@ -107,19 +113,43 @@ class Session:
         # A failure is told once something is to be computed.
         self._worker.when_resolved(self._know_device, lambda _: None)
 
+    @property
+    def _engine(self) -> Engine:
+        return self._worker.engine
+
+    def _require_rest(self) -> None:
+        """Refuse to compute elsewhere in the midst of work.
+
+        Raises
+        ------
+        SessionError
+            Something is being computed.
+        """
+        if any(run is not None and not run.is_over for run in (self.proposal, self.training, self.folder)):
+            raise SessionError("Something is being computed: wait for it, or stop it first.")
+
+    def _moved_elsewhere(self) -> None:
+        self.live.restart()
+        self.clean_up.dismiss()
+        self.start()
+        self.compute_changed.emit()
+
     def _know_device(self, compute: ResolvedCompute) -> None:
         # Until now all was planned for a CPU.
         if compute.device != "cpu":
             self.settings_changed.emit()
+        self.compute_changed.emit()
 
     def poll(self) -> None:
         """Take in what the engine has said since; called on the session's thread."""
         self._engine.poll()
+        if self.computing.has_changed():
+            self.compute_changed.emit()
         self._tell_save_errors()
 
     def close(self) -> None:
         """Stop all work, save what is unsaved, end the engine; returns within about two seconds."""
-        for run in (self.proposal, self.training):
+        for run in (self.proposal, self.training, self.folder):
             if run is not None:
                 run.cancel()
         self._autosave.close()
@@ -539,6 +569,39 @@ class Session:
         """
         export_mask(state, path, self.schema)
 
+    # -- folders --------------------------------------------------------------------------------------------------
+
+    def mask_folder(self, source: Path, out: Path) -> None:
+        """Let the model in use mask every scan of a folder, in the background; what is masked already is left.
+
+        Raises
+        ------
+        SessionError
+            There is no model, or a folder is under way.
+        ScanError
+            Nothing in the folder can be read.
+        ExportError
+            Two scans would be written to one mask.
+        """
+        if self.folder is not None and not self.folder.is_over:
+            raise SessionError("A folder is being masked: wait for it, or stop it first.")
+        if self.model is None or self.model.card.steps == 0:
+            raise SessionError("There is no model yet that could mask a folder: fine-tune one, or choose one.")
+        if out.resolve() == source.resolve():
+            raise SessionError("The masks need a folder of their own: choose another one.")
+        into = MaskFolder(out, self.model, {}, format_name=None)
+        self.folder = FolderRun(self._worker, find_targets([source]), into, self._folder_moved)
+        self.folder_changed.emit()
+
+    def _folder_moved(self, outcome: Outcome | None) -> None:
+        run = self.folder
+        if outcome is None and run is not None:
+            if run.error is not None:
+                self._tell(str(run.error))
+            elif run.is_whole:
+                self._tell(run.in_words())
+        self.folder_changed.emit()
+
     # -- helpers --------------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> None:
@@ -546,6 +609,8 @@ class Session:
         for run in (self.proposal, self.training, self.live, self.clean_up):
             if run is not None:
                 run.wait(self._engine, timeout)
+        if self.folder is not None:
+            self.folder.wait(timeout)
 
     def _tell_save_errors(self) -> None:
         while (error := self._autosave.take_error()) is not None:

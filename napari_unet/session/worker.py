@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_unet.compute.device import resolving
 from napari_unet.compute.engine import Engine
-from napari_unet.compute.jobs import ScanHandle, make_ready
+from napari_unet.compute.jobs import ScanHandle, WholeLessonHandle, make_ready
 from napari_unet.compute.transport import SharedArray
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
@@ -37,23 +38,37 @@ def wait_until(is_over: Callable[[], bool], engine: Engine, timeout: float | Non
 
 
 class Worker:
-    """Hands scans and checkpoints over once, and finds out once what the computer has to compute with."""
+    """Hands scans and checkpoints over once, and finds out once what there is to compute with.
 
-    def __init__(self, engine: Engine) -> None:
+    Parameters
+    ----------
+    engine : Engine
+    settings : ComputeSettings, optional
+        What the person wants to compute with; by default what is fastest.
+    """
+
+    def __init__(self, engine: Engine, settings: ComputeSettings | None = None) -> None:
         self.engine = engine
+        self._settings = settings or ComputeSettings(runtime="auto")
         self.compute: ResolvedCompute | None = None
         self._waiting: list[tuple[Callable[[ResolvedCompute], None], Callable[[NapariUnetError], None]]] = []
         self._asked = False
         self._readying = False
         self._ready_next: tuple[Scan, Checkpoint] | None = None
 
+    def move_to(self, engine: Engine) -> None:
+        """Compute elsewhere from now on: nothing is known of it yet, and nothing is handed over."""
+        self.engine = engine
+        self.compute = None
+        self._asked = self._readying = False
+        self._waiting.clear()
+        self._ready_next = None
+
     def resolve(self) -> None:
         """Find out about device, precision and threads, in the engine, so that the window does not wait."""
         if not self._asked:
             self._asked = True
-            self.engine.submit(
-                resolving, ComputeSettings(runtime="auto"), on_result=self._resolved, on_error=self._failed
-            )
+            self.engine.submit(resolving, self._settings, on_result=self._resolved, on_error=self._failed)
 
     def when_resolved(self, begin: Callable[[ResolvedCompute], None], fail: Callable[[NapariUnetError], None]) -> None:
         """Call ``begin`` with what to compute with, now or once it is known; ``fail`` where that is impossible."""
@@ -96,6 +111,13 @@ class Worker:
     def share_scan(self, scan: Scan) -> ScanHandle:
         """Return the handle of a scan, handed over on first use."""
         return ScanHandle.of(scan, self.engine.share(scan.fingerprint, scan.data))
+
+    def share_lesson(self, scan: Scan, labels: NDArray, *, judges: bool) -> WholeLessonHandle:
+        """Return the handle of a scan that is labelled as a whole, to learn from or to judge with."""
+        key = hashlib.blake2b(np.ascontiguousarray(labels).tobytes(), digest_size=16).hexdigest()
+        return WholeLessonHandle(
+            self.share_scan(scan), self.engine.share(f"labels-{key}-{labels.shape}", labels), judges
+        )
 
     def share_checkpoint(self, checkpoint: Checkpoint) -> SharedArray:
         """Return the handle of a checkpoint, handed over on first use."""

@@ -36,6 +36,7 @@ from napari_unet.training.first_proposals import first_proposals
 from napari_unet.training.judging import judge, validation_loss
 from napari_unet.training.lesson import FineTuned, Lesson
 from napari_unet.training.loop import train
+from napari_unet.training.processes import ALONE, Processes
 
 # Scans are put on the accelerator, to be cut there, where they take less than this share of its free memory.
 _SHARE_FOR_SCANS = 0.25
@@ -71,6 +72,7 @@ def fine_tune(
     base: Checkpoint | None = None,
     name: str = "v1",
     unlabelled: Sequence[Scan] = (),
+    processes: Processes = ALONE,
 ) -> Generator[TrainingStep, None, FineTuned]:
     """Train on what was reviewed, then judge on what was locked.
 
@@ -91,6 +93,8 @@ def fine_tune(
         Name of the new checkpoint.
     unlabelled : sequence of Scan
         Scans about which nothing is known, for the Mean Teacher (``training.consistency_weight`` above 0).
+    processes : Processes
+        Those that train together; all are given the same, and come to the same.
 
     Yields
     ------
@@ -123,6 +127,7 @@ def fine_tune(
             started=started,
             unlabelled=[prepare_unlabelled(scan, settings) for scan in unlabelled],
             also_seen=[scan.fingerprint for scan in unlabelled],
+            processes=processes,
         )
     )
 
@@ -139,6 +144,7 @@ def train_examples(
     started: float,
     unlabelled: Sequence[Example] = (),
     also_seen: Sequence[str] = (),
+    processes: Processes = ALONE,
 ) -> Generator[TrainingStep, None, FineTuned]:
     """Do the work of :func:`fine_tune` on lessons that were prepared before (``examples``, in the same order)."""
     if not any(example.usable for example in examples):
@@ -146,6 +152,8 @@ def train_examples(
             "Nothing has been reviewed yet, so there is nothing to learn from: paint on a slice or accept one, then "
             "fine-tune."
         )
+    if processes.world > 1 and settings.training.consistency_weight > 0:
+        raise TrainingError("A Mean Teacher cannot be shared by several processes yet: use one process.")
     if settings.network.out_channels != len(schema.classes) + 1:
         raise TrainingError(
             f"The network tells {settings.network.out_channels - 1} classes from background and there are "
@@ -161,7 +169,8 @@ def train_examples(
         validate = validation_loss(network, examples, lessons, settings, compute)
     first = first_proposals(network, start, examples, lessons, settings, compute, started)
     with _at_hand([*unlabelled, *examples], compute) as pool:
-        sampler = PatchSampler(pool, patch, settings.training, settings.augmentation, settings.training.seed)
+        seats = processes.seats(settings.training.batch_size)
+        sampler = PatchSampler(pool, patch, settings.training, settings.augmentation, settings.training.seed, seats)
         result = yield from train(
             network,
             sampler.draw,
@@ -170,6 +179,7 @@ def train_examples(
             description=settings.network,
             validate=validate,
             started=started,
+            processes=processes,
         )
     verdicts = judge(network, start, examples, lessons, settings, schema, compute, first.say)
     card = ModelCard(

@@ -25,6 +25,7 @@ from napari_unet.training.averaging import MovingAverage, Teacher
 from napari_unet.training.losses import SupervisedLoss, consistency
 from napari_unet.training.optimisation import LearningRate, make_optimiser
 from napari_unet.training.parts import Gradients, Logits, autocast, gradients
+from napari_unet.training.processes import ALONE, Processes
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def train(
     description: NetworkSettings | None = None,
     validate: Callable[[], float] | None = None,
     started: float | None = None,
+    processes: Processes = ALONE,
 ) -> Generator[TrainingStep, None, TrainingResult]:
     """Train a network in place until the budget is used; yields after every step.
 
@@ -75,6 +77,8 @@ def train(
         training loss takes its place.
     started : float, optional
         ``time.perf_counter()`` when the budget began; now, if not given.
+    processes : Processes
+        Those that train together; each draws its own part of the batches.
 
     Yields
     ------
@@ -95,7 +99,7 @@ def train(
     started = time.perf_counter() if started is None else started
     network.to(compute.device).train()
     smoothed, step, fraction = math.nan, 0, 0.0
-    with _run(network, draw, settings, compute, description or NetworkSettings()) as learn:
+    with _run(network, draw, settings, compute, description or NetworkSettings(), processes) as learn:
         while fraction < 1:
             loss = learn(step, fraction)
             step += 1
@@ -104,9 +108,10 @@ def train(
             smoothed = loss if step == 1 else _SMOOTHING * smoothed + (1 - _SMOOTHING) * loss
             judged = None
             if settings.schedule == "plateau" and step % settings.validation_interval == 0:
-                judged = smoothed if validate is None else validate()
+                (judged,) = processes.agree([smoothed if validate is None else validate()], compute.device)
                 learn.rate.observe(judged)
-            fraction, left = _used(settings, step, time.perf_counter() - started)
+            (seconds,) = processes.agree([time.perf_counter() - started], compute.device)
+            fraction, left = _used(settings, step, seconds)
             if settings.stop_after_plateaus is not None and learn.rate.plateaus >= settings.stop_after_plateaus:
                 fraction, left = 1.0, 0.0
             yield TrainingStep(step, smoothed, min(fraction, 1.0), left, judged)
@@ -139,6 +144,7 @@ def _run(
     settings: TrainingSettings,
     compute: ResolvedCompute,
     description: NetworkSettings,
+    processes: Processes,
 ) -> Iterator[_Learner]:
     """Set up, and later take down, what all steps of a run share."""
     # The next batch is drawn while this one is learnt from: one after the other, so that a seed means the same batches.
@@ -151,9 +157,10 @@ def _run(
         with (
             _deterministic(settings.deterministic),
             drawing as drawer,
-            gradients(network, compute, settings.batch_size, settings.accumulate) as differentiate,
+            gradients(network, compute, settings.batch_size, settings.accumulate, processes) as differentiate,
         ):
-            yield _Learner(network, partial(drawer.submit, draw), differentiate, settings, compute, description)
+            submit = partial(drawer.submit, draw)
+            yield _Learner(network, submit, differentiate, settings, compute, description, processes)
     finally:
         if recompute is not None:
             network.checkpoint_activations = recompute
@@ -186,7 +193,9 @@ class _Learner:
         settings: TrainingSettings,
         compute: ResolvedCompute,
         description: NetworkSettings,
+        processes: Processes,
     ) -> None:
+        self._processes = processes
         self._network, self._submit, self._differentiate = network, submit, differentiate
         self._settings, self._compute, self._description = settings, compute, description
         self._supervised = SupervisedLoss(description, settings)
@@ -218,7 +227,8 @@ class _Learner:
 
     def _loss(self, batch: Batch, step: int) -> Callable[[Logits], Tensor]:
         if batch.student is None or self._teacher is None:
-            return partial(self._supervised, labels=batch.labels, reviewed=batch.reviewed)
+            labels, reviewed = self._processes.gather(batch.labels), self._processes.gather(batch.reviewed)
+            return partial(self._supervised, labels=labels, reviewed=reviewed)
         assert batch.teacher is not None
         assert batch.free is not None
         told = self._teacher.logits(batch.teacher, partial(autocast, self._compute))

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import TrainingError
 from napari_unet.networks.blocks import frozen_statistics
+from napari_unet.training.processes import ALONE, Processes
 
 Logits = tuple[Tensor, ...]
 
@@ -35,7 +37,11 @@ class Gradients(Protocol):
 
 @contextmanager
 def gradients(
-    network: nn.Module, compute: ResolvedCompute, batch_size: int, accumulate: int = 1
+    network: nn.Module,
+    compute: ResolvedCompute,
+    batch_size: int,
+    accumulate: int = 1,
+    processes: Processes = ALONE,
 ) -> Iterator[Gradients]:
     """Give the quickest way to a network's gradients on this device.
 
@@ -49,7 +55,21 @@ def gradients(
         Patches per step: no more parts than these.
     accumulate : int
         Rounds in which a batch is computed, to save memory.
+    processes : Processes
+        Where there are several, the images are this process's, and the loss takes all processes' logits.
+
+    Raises
+    ------
+    TrainingError
+        Several processes cannot do it this way.
     """
+    if processes.world > 1:
+        if accumulate > 1:
+            raise TrainingError(
+                "Several processes share each batch already: set training.accumulate to 1, or use one process."
+            )
+        yield _Shared(_synchronised(network, compute), compute, processes)
+        return
     rounds = min(accumulate, batch_size)
     parts = min(compute.threads, -(-batch_size // rounds)) if compute.device == "cpu" else 1
     # Batch normalisation looks at the whole batch at once.
@@ -102,6 +122,35 @@ class _Whole:
         self._network.zero_grad(set_to_none=True)
         scale(value).backward()
         return value.detach()
+
+
+class _Shared:
+    """One process's part of a batch."""
+
+    def __init__(self, network: nn.Module, compute: ResolvedCompute, processes: Processes) -> None:
+        self._network, self._compute, self._processes = network, compute, processes
+        self._united = processes.unite(network, compute.device)
+
+    def __call__(self, image: Tensor, loss: Callable[[Logits], Tensor], scale: Callable[[Tensor], Tensor]) -> Tensor:
+        own = _run(self._united, self._compute, image)
+        value = loss(tuple(self._processes.gather(level) for level in own))
+        self._network.zero_grad(set_to_none=True)
+        # The mean over processes is taken of what is a sum: each has the gradient of its own patches.
+        (scale(value) * self._processes.world).backward()
+        return value.detach()
+
+
+def _synchronised(network: nn.Module, compute: ResolvedCompute) -> nn.Module:
+    """Let batch normalisation look at the patches of all processes."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return network
+    if compute.device != "cuda":
+        raise TrainingError(
+            "Batch normalisation over several processes needs GPUs: use one process, or network.normalisation=instance."
+        )
+    # In place but for the root, which is none: weights keep their names.
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return converted
 
 
 class _Pieces:

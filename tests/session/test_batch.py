@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from napari_unet.compute.predictor import Predictor
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.domain.geometry import Geometry
@@ -17,16 +18,9 @@ from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.io.masks import TruthRule, read_mask
 from napari_unet.io.registry import read_scan
-from napari_unet.session.batch import (
-    Predictor,
-    evaluate_folders,
-    find_targets,
-    load_training_folder,
-    predict_scan,
-    predict_targets,
-    settings_for,
-)
+from napari_unet.session.batch import evaluate_folders, load_training_folder, settings_for
 from napari_unet.session.models import find_model, find_task_model
+from napari_unet.session.predicting import MaskFolder, find_targets, predict_scan, predict_targets
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from napari_unet.storage.project_folder import PROJECT_VARIABLE, ProjectFolder
 from tests.training.lessons import CPU, lesson
@@ -44,7 +38,8 @@ def picture(seed=0):
 
 def outcomes(targets, out, checkpoint, **more):
     values = {"inference.mirror": False, **more.pop("values", {})}
-    return list(predict_targets(targets, out, Predictor(checkpoint, CPU, values), **{"format_name": None, **more}))
+    folder = MaskFolder(out, checkpoint, values, **{"format_name": None, **more})
+    return list(predict_targets(targets, Predictor(checkpoint, CPU, values), folder))
 
 
 class TestPredicting:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from napari_unet.compute.predictor import Predictor
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.session.batch import Predictor, find_targets, predict_targets
 from napari_unet.session.cohort import TABLE
+from napari_unet.session.predicting import MaskFolder, find_targets, predict_targets
 from napari_unet.storage.checkpoint_file import write_checkpoint
 from tests.cli.test_contract import run
 from tests.training.lessons import CPU, lesson
@@ -31,8 +32,13 @@ def folder(tmp_path):
 
 
 def predicted(folder, out, checkpoint, values=None, **more):
-    predictor = Predictor(checkpoint, CPU, {"inference.mirror": False, **(values or {})})
-    return list(predict_targets(find_targets([folder]), out, predictor, **{"format_name": None, **more}))
+    return list(predicting(folder, out, checkpoint, values, **more))
+
+
+def predicting(folder, out, checkpoint, values=None, **more):
+    values = {"inference.mirror": False, **(values or {})}
+    into = MaskFolder(out, checkpoint, values, **{"format_name": None, **more})
+    return predict_targets(find_targets([folder]), Predictor(checkpoint, CPU, values), into)
 
 
 def files(folder):
@@ -113,8 +119,7 @@ class TestResuming:
         assert left(predicted(folder, tmp_path / "out", Checkpoint(trained.weights, card))) == [False] * 3
 
     def test_an_interrupted_run_is_taken_up_where_it_stopped(self, trained, folder, tmp_path):
-        predictor = Predictor(trained, CPU, {"inference.mirror": False})
-        running = predict_targets(find_targets([folder]), tmp_path / "out", predictor, format_name=None)
+        running = predicting(folder, tmp_path / "out", trained)
         next(running)
         running.close()
         assert left(predicted(folder, tmp_path / "out", trained)) == [True, False, False]

@@ -14,7 +14,7 @@ from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelClass, LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
-from napari_unet.session.batch import predict_scan
+from napari_unet.session.predicting import predict_scan
 from napari_unet.session.session import Session
 from tests.session.conftest import Borrowed, assert_same_state, painted, renumbered, snapshot
 from tests.training.lessons import SCHEMA, lesson

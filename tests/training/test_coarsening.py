@@ -13,7 +13,7 @@ from napari_unet.inference.slabs import plan_slabs
 from napari_unet.networks.factory import build
 from napari_unet.patches.prepare import prepare
 from napari_unet.patches.spacing import zoom_of
-from napari_unet.session.batch import predict_scan
+from napari_unet.session.predicting import predict_scan
 from napari_unet.training.fine_tune import fine_tune
 from napari_unet.training.fingerprint import fingerprint
 from napari_unet.training.lesson import Lesson

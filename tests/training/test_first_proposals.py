@@ -16,7 +16,7 @@ from napari_unet.networks.factory import build, load_weights
 from napari_unet.networks.pixel_head import pixel_head_of
 from napari_unet.patches.prepare import prepare
 from napari_unet.patches.spacing import zoom_of
-from napari_unet.session.batch import predict_scan
+from napari_unet.session.predicting import predict_scan
 from napari_unet.storage.checkpoint_file import from_bytes, to_bytes
 from napari_unet.training.examples import prepare_lesson
 from napari_unet.training.fine_tune import fine_tune

@@ -1,4 +1,4 @@
-"""Masks out of the door."""
+"""Masks out of the door, and whole folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_unet.domain.errors import ExportError, SessionError
 from napari_unet.io.writers import format_of, mask_suffix
-from napari_unet.qt.panels.parts import Panel, button
+from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
 from napari_unet.session.session import Session
 
 _FILTERS = (
@@ -25,13 +25,39 @@ Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class FinishPanel(Panel):
-    """Export the mask of the active scan on its acquired grid."""
+    """Export the mask of the active scan on its acquired grid; let the model mask a folder."""
 
     def __init__(self, session: Session, guard: Guard, say: Callable[[str], None]) -> None:
         super().__init__("Finish")
         self._session, self._say = session, say
         self.export = button("Export mask...", "Write the mask where viewers find it in place.", guard(self._ask))
-        self.row(self.export)
+        self.folder = button(
+            "Whole folder...",
+            "Let the model in use mask every scan of a folder, in the background; what is done already is left.",
+            guard(self._ask_for_folder),
+        )
+        self.row(self.export, self.folder)
+        self.bar = WorkBar("the folder", guard(self._stop_folder))
+        self.told = line("", "What became of the folder's scans")
+        self.told.hide()
+        self.body.addWidget(self.told)
+        self.body.addWidget(self.bar)
+        session.folder_changed.connect(self.refresh)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show how far the folder is."""
+        run = self._session.folder
+        is_running = run is not None and not run.is_over
+        self.folder.setEnabled(not is_running)
+        if run is None:
+            return
+        self.told.setText(run.in_words())
+        self.told.show()
+        if is_running:
+            self.bar.show_progress(run.progress.fraction, run.progress.seconds_left)
+        else:
+            self.bar.hide()
 
     def export_to(self, path: Path) -> None:
         """Write the active scan's mask."""
@@ -41,6 +67,18 @@ class FinishPanel(Panel):
         self._session.export_mask(state, path)
         carries = " It carries the patient's name and dates, as DICOM must." if path.suffix.lower() == ".dcm" else ""
         self._say(f"The mask was written to {path.name} and read back correctly.{carries}")
+
+    def _stop_folder(self) -> None:
+        if self._session.folder is not None:
+            self._session.folder.cancel()
+
+    def _ask_for_folder(self) -> None:
+        source = QFileDialog.getExistingDirectory(self, "The folder with the scans")
+        if not source:
+            return
+        out = QFileDialog.getExistingDirectory(self, "The folder for the masks", str(Path(source).parent))
+        if out:
+            self._session.mask_folder(Path(source), Path(out))
 
     def _ask(self) -> None:
         state = self._session.active

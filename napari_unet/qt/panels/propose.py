@@ -7,7 +7,8 @@ from pathlib import Path
 
 from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy
 
-from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.qt.panels.computing import ComputeDialog
+from napari_unet.qt.panels.parts import Panel, WorkBar, button, line, tool
 from napari_unet.session.models import SCRATCH, STARTER, find_model, find_task_model, shipped_models
 from napari_unet.session.session import Session
 
@@ -40,6 +41,13 @@ class ProposePanel(Panel):
         )
         self.bar.add(self.take_back)
         self.body.addWidget(self.bar)
+        self.compute: ComputeDialog | None = None
+        self.where = line("", "Where things are computed")
+        self.where.setStyleSheet("color: gray;")
+        change = tool("Where...", "Compute on this computer, or on a cluster.", guard(self._choose_where))
+        self.row(self.where, change).setStretch(0, 1)
+        session.compute_changed.connect(self._show_where)
+        self._show_where()
         session.model_changed.connect(self._list_models)
         session.verdict_changed.connect(self._list_models)
         session.proposal_changed.connect(self.refresh)
@@ -55,6 +63,19 @@ class ProposePanel(Panel):
         else:
             self.bar.show_progress(run.progress.fraction, run.progress.seconds_left)
         self.button.setEnabled(self._session.active is not None)
+
+    def close_dialog(self) -> None:
+        """Close the dialog, if it is open."""
+        if self.compute is not None:
+            self.compute.close()
+
+    def _choose_where(self) -> None:
+        if self.compute is None:
+            self.compute = ComputeDialog(self._session, self._guard, self)
+        self.compute.show_present()
+
+    def _show_where(self) -> None:
+        self.where.setText(self._session.computing.in_words)
 
     def _take_back(self) -> None:
         self._session.cancel_proposal(take_back=True)

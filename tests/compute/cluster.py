@@ -1,0 +1,124 @@
+"""A real Dask cluster on loopback: a scheduler and workers as a hospital would start them, over TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from distributed import Security
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def certificates(folder: Path) -> dict[str, str]:
+    """Write one certificate for all roles; return Dask's configuration as environment variables."""
+    security = Security.temporary()
+    certificate, key = folder / "cluster.crt", folder / "cluster.key"
+    certificate.write_text(security.tls_ca_file)
+    key.write_text(security.tls_client_key)
+    names = {"CA_FILE": certificate}
+    for role in ("CLIENT", "SCHEDULER", "WORKER"):
+        names |= {f"{role}__CERT": certificate, f"{role}__KEY": key}
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in names.items()}
+
+
+class RealCluster:
+    """``dask scheduler`` and ``dask worker`` processes.
+
+    Parameters
+    ----------
+    folder : Path
+        For keys, logs and the workers' files.
+    protocol : str
+        ``tls`` or ``tcp``.
+    environment : dict, optional
+        Of the workers, beside ours.
+    """
+
+    def __init__(self, folder: Path, protocol: str = "tls", environment: dict[str, str] | None = None) -> None:
+        self.folder, self.port = folder, free_port()
+        self.address = f"{protocol}://127.0.0.1:{self.port}"
+        self.tls = certificates(folder) if protocol == "tls" else {}
+        self._environment = {**os.environ, **self.tls, "OMP_WAIT_POLICY": "passive", **(environment or {})}
+        self._n = 0
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self.start_scheduler()
+
+    def start_scheduler(self) -> subprocess.Popen[bytes]:
+        host, port = ["--host", self.address.rpartition(":")[0]], ["--port", str(self.port)]
+        self.scheduler = self._start("scheduler", *host, *port, "--no-dashboard", "--no-show")
+        return self.scheduler
+
+    def start_worker(self, *words: str) -> subprocess.Popen[bytes]:
+        local = self.folder / f"worker-{len(self.workers)}"
+        local.mkdir(exist_ok=True)
+        # A worker that waits for its scheduler ten minutes outlives a test that failed.
+        words = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "60", *words)
+        self.workers.append(self._start("worker", self.address, "--local-directory", str(local), *words))
+        return self.workers[-1]
+
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        self._n += 1
+        with (self.folder / f"{words[0]}-{self._n}.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *words],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+
+    def worker_processes(self) -> list[psutil.Process]:
+        """Return the processes that compute: the children of the nannies."""
+        found = []
+        for nanny in self.workers:
+            with contextlib.suppress(psutil.Error):
+                found += [
+                    child
+                    for child in psutil.Process(nanny.pid).children(recursive=True)
+                    if "spawn_main" in " ".join(child.cmdline())
+                ]
+        return found
+
+    def stop(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+    def close(self) -> None:
+        children = [p for s in self.workers for p in _children(s.pid)]
+        for process in (*self.workers, self.scheduler):
+            self.stop(process)
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("it did not happen")
+        time.sleep(0.05)
