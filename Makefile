@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# Several tests at once, by file; those with windows one after the other.
+CORES := -n logical --maxprocesses 4 --dist loadgroup
 SYSTEM_PACKAGES := python3-venv xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 \
   libglib2.0-0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
   libxcb-xinerama0 libxcb-cursor0 libxcb-xkb1
@@ -47,10 +49,10 @@ demo: setup
 	$(BIN)/napari-unet demo --out demo-output
 
 test: setup
-	$(XVFB) $(BIN)/python -m pytest -m "not slow and not cuda" $(PYTEST_ARGS)
+	$(XVFB) $(BIN)/python -m pytest $(CORES) -m "not slow and not cuda" $(PYTEST_ARGS)
 
 test-all: setup
-	$(XVFB) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(XVFB) $(BIN)/python -m pytest $(CORES) $(PYTEST_ARGS)
 
 # On a machine with an NVIDIA GPU: the tests that need one, and the CUDA column of each benchmark that has one.
 cuda: setup $(BENCH_VENV)/.installed

@@ -20,7 +20,7 @@ import pytest
 from napari_unet.domain.compute import PATIENT_THREADS
 
 #: Fixtures that keep processes and threads of their own for longer than one test.
-_LONG_LIVED = frozenset({"engine", "window"})
+_LONG_LIVED = frozenset({"engine", "window", "cluster", "remote"})
 _PATIENCE_SECONDS = 5.0
 
 _home = tempfile.TemporaryDirectory(prefix="napari-unet-tests-")
@@ -39,6 +39,15 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name, value in PATIENT_THREADS.items():
         os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # On several cores the tests of a file stay together, since they share engines and models; so do those with windows,
+    # which share a screen, a keyboard and a mouse.
+    for item in items:
+        room = item.path.parent.name
+        group = "windows" if item.get_closest_marker("gui") else f"{room}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_unconfigure() -> None:

@@ -164,6 +164,8 @@ class Dispatcher:
 
     def _begin_to_close(self, grace: float) -> None:
         self._closing = True
+        if self._loop is None:  # it has ended by itself
+            return
         for task in self._busy:
             task.stop.set()
         self._farewell = asyncio.ensure_future(self._say_farewell(grace))

@@ -9,10 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 import psutil
+import pytest
 from distributed import Security
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:
@@ -50,7 +55,10 @@ class RealCluster:
         self.folder, self.port = folder, free_port()
         self.address = f"{protocol}://127.0.0.1:{self.port}"
         self.tls = certificates(folder) if protocol == "tls" else {}
-        self._environment = {**os.environ, **self.tls, "OMP_WAIT_POLICY": "passive", **(environment or {})}
+        self._environment = {**os.environ, **self.tls, "OMP_WAIT_POLICY": "passive"}
+        # As installed there, with the jobs of these tests.
+        self._environment["PYTHONPATH"] = os.pathsep.join((str(_ROOT), os.environ.get("PYTHONPATH", "")))
+        self._environment |= environment or {}
         self._n = 0
         self.workers: list[subprocess.Popen[bytes]] = []
         self.scheduler = self.start_scheduler()
@@ -114,6 +122,26 @@ def _children(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+@contextlib.contextmanager
+def running(folder: Path, *workers: tuple[str, ...], **more: object) -> Iterator[RealCluster]:
+    """A cluster with one worker per tuple of words, and Dask configured for it in this process."""
+    with contextlib.closing(RealCluster(folder, **more)) as cluster, dask_configured(cluster.tls):
+        for words in workers:
+            cluster.start_worker(*words)
+        yield cluster
+
+
+@contextlib.contextmanager
+def dask_configured(variables: dict[str, str]) -> Iterator[None]:
+    """Let Dask find in its configuration what the variables say, as if they had been set at the start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        dask.config.refresh()
+        yield
+    dask.config.refresh()
 
 
 def until(condition, seconds: float = 60.0) -> None:

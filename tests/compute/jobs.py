@@ -47,6 +47,12 @@ def environment():
     }
 
 
+def where_an_array_lies(shared):
+    """The process, and the address of an array in it: the same where it was handed over once."""
+    yield Progress(0.5)
+    return os.getpid(), shared.open().__array_interface__["data"][0], int(shared.open().sum(dtype=np.int64))
+
+
 def with_settings(resolved):
     import torch
 
@@ -163,3 +169,26 @@ def kill_self():
     time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
     yield None
+
+
+def kill_self_once(mark):
+    """Lose the first worker, and no second one."""
+    yield "first"
+    if not Path(mark).exists():
+        Path(mark).touch()
+        time.sleep(0.3)  # what was said is on its way
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield "second"
+    return "done by another"
+
+
+def total_of(array):
+    yield Progress(0.5)
+    return int(array.sum())
+
+
+def name_of_the_worker():
+    from distributed import get_worker
+
+    yield Progress(0.5)
+    return get_worker().name
