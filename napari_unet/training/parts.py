@@ -146,7 +146,7 @@ def _synchronised(network: nn.Module, compute: ResolvedCompute) -> nn.Module:
         return network
     if compute.device != "cuda":
         raise TrainingError(
-            "Batch normalisation over several processes needs GPUs: use one process, or network.normalisation=instance."
+            "Batch normalisation over several processes needs GPUs: use one process, or network.norm=instance."
         )
     # In place but for the root, which is none: weights keep their names.
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)

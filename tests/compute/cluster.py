@@ -88,6 +88,13 @@ class RealCluster:
                 start_new_session=True,
             )
 
+    def until_there(self, n: int) -> None:
+        """Wait until so many workers have registered."""
+        logs = self.folder.glob
+        until(
+            lambda: sum(path.read_text(errors="replace").count("Registered to") for path in logs("worker-*.log")) >= n
+        )
+
     def worker_processes(self) -> list[psutil.Process]:
         """Return the processes that compute: the children of the nannies."""
         found = []

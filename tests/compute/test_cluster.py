@@ -29,6 +29,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def remote(cluster):
+    cluster.until_there(2)
     with contextlib.closing(Engine(address=cluster.address)) as engine:
         engine.start()
         poll_until(engine, lambda: engine.state == "ready")
@@ -142,10 +143,10 @@ class TestLosses:
 
 class TestResources:
     def test_jobs_go_where_the_gpus_are(self, tmp_path):
-        with running(tmp_path, ("--resources", "GPU=1", "--name", "with"), ("--name", "without")) as own:
-            with contextlib.closing(Engine(address=own.address)) as engine:
-                poll_until(engine, lambda: engine.cluster is not None or finish(engine, jobs.count, 1))
-                names = {finish(engine, jobs.name_of_the_worker).results[0] for _ in range(6)}
+        workers = ("--resources", "GPU=1", "--name", "with"), ("--name", "without")
+        with running(tmp_path, *workers) as own, contextlib.closing(Engine(address=own.address)) as engine:
+            own.until_there(2)
+            names = {finish(engine, jobs.name_of_the_worker).results[0] for _ in range(6)}
         assert names == {"with"}
 
 
@@ -162,7 +163,7 @@ class TestRefusals:
         with pytest.raises(ClusterError, match="no address"):
             Engine(address=address)
 
-    @pytest.mark.parametrize("host", ["10.0.0.3", "gpu.hospital.org", "0.0.0.0", "[2001:db8::1]"])  # noqa: S104
+    @pytest.mark.parametrize("host", ["10.0.0.3", "gpu.hospital.org", "0.0.0.0", "[2001:db8::1]"])
     def test_a_plain_connection_over_a_network_only_where_it_is_allowed(self, host):
         with pytest.raises(ClusterError, match="not encrypted"):
             require_safe(f"tcp://{host}:8786", insecure=False)
@@ -201,8 +202,8 @@ class TestRefusals:
 
     def test_workers_of_another_version_are_refused_with_both(self, tmp_path):
         (tmp_path / "sitecustomize.py").write_text("import napari_unet\nnapari_unet.__version__ = '9.9.9'\n")
-        with running(tmp_path, (), environment={"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}) as own:
-            with contextlib.closing(Engine(address=own.address)) as engine:
-                error = str(finish(engine, jobs.count, 3).errors[0])
+        path = {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"}
+        with running(tmp_path, (), environment=path) as own, contextlib.closing(Engine(address=own.address)) as engine:
+            error = str(finish(engine, jobs.count, 3).errors[0])
         assert "9.9.9" in error
         assert __version__ in error
