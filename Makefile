@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 # Several tests at once, by file; those with windows one after the other.
-CORES := -n logical --maxprocesses 4 --dist loadgroup
+CORES := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 SYSTEM_PACKAGES := python3-venv xvfb xauth libgl1 libegl1 libgl1-mesa-dri libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 \
   libglib2.0-0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
   libxcb-xinerama0 libxcb-cursor0 libxcb-xkb1
@@ -98,6 +98,7 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/curves.py $(BENCH_ARGS) --json $(RESULTS)/curves.json
 	$(BENCH_VENV)/bin/python benchmarks/proposal.py $(BENCH_ARGS) --json $(RESULTS)/proposal.json
 	$(BIN)/python benchmarks/streaming.py $(BENCH_ARGS) --json $(RESULTS)/streaming.json
+	$(BIN)/python benchmarks/clusters.py $(BENCH_ARGS) --json $(RESULTS)/clusters.json
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 
 clean:

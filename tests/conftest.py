@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.parent.name
         group = "windows" if item.get_closest_marker("gui") else f"{room}/{item.path.stem}"
         item.add_marker(pytest.mark.xdist_group(group))
+    # The longest of these groups first, so that no core is left with it in the end.
+    items.sort(key=lambda item: item.get_closest_marker("gui") is None)
 
 
 def pytest_unconfigure() -> None:

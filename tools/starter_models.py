@@ -23,8 +23,8 @@ from napari_unet.io.pairs import LabelledScan, scale_down
 from napari_unet.networks.adapting import adapt_weights
 from napari_unet.networks.factory import weights_of
 from napari_unet.networks.unet import UNet
-from napari_unet.session.batch import predict_scan
 from napari_unet.session.models import STARTER
+from napari_unet.session.predicting import predict_scan
 
 #: ``--max-side`` where the benchmark has one.
 _BENCHMARK_SIDE = 256

@@ -52,8 +52,7 @@ class AnnotateWidget(QWidget):
         self._closed = False
         self._window: QMainWindow | None = None
         viewer = napari_viewer
-        self.engine = Engine(wake=self._wake)
-        self.session = Session(self.engine, default_project())
+        self.session = Session(Engine(wake=self._wake), default_project())
         self._keys: dict[str, Callable[[], None]] = {
             "P": self._guard(self.session.propose),
             "F": self._guard(lambda: self.improve.start()),

@@ -84,7 +84,7 @@ class Session:
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
         self.project = ProjectFolder(folder)
         self._worker = Worker(engine)
-        self._autosave = Autosave(self.project, lambda: self._engine.notify())
+        self._autosave = Autosave(self.project, lambda: self.engine.notify())
         self.computing = Computing(self._worker, self._require_rest, self._moved_elsewhere)
         self.schema = schema or LabelSchema.of("structure")
         self.scans: list[ScanState] = []
@@ -109,12 +109,13 @@ class Session:
 
     def start(self) -> None:
         """Start the engine in the background, so that the first click finds it warm."""
-        self._engine.start()
+        self.engine.start()
         # A failure is told once something is to be computed.
         self._worker.when_resolved(self._know_device, lambda _: None)
 
     @property
-    def _engine(self) -> Engine:
+    def engine(self) -> Engine:
+        """What computes now."""
         return self._worker.engine
 
     def _require_rest(self) -> None:
@@ -142,7 +143,7 @@ class Session:
 
     def poll(self) -> None:
         """Take in what the engine has said since; called on the session's thread."""
-        self._engine.poll()
+        self.engine.poll()
         if self.computing.has_changed():
             self.compute_changed.emit()
         self._tell_save_errors()
@@ -154,7 +155,7 @@ class Session:
                 run.cancel()
         self._autosave.close()
         self._tell_save_errors()
-        self._engine.close()
+        self.engine.close()
 
     # -- scans --------------------------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class Session:
         self.scans.remove(state)
         is_saved = self._autosave.flush(state)
         if self.training is None or self.training.is_over:
-            self._engine.forget(state.scan.fingerprint)
+            self.engine.forget(state.scan.fingerprint)
         if self.active is state:
             self.active = None
             self.active_changed.emit()
@@ -608,7 +609,7 @@ class Session:
         """Poll until no work is running (scripts and tests)."""
         for run in (self.proposal, self.training, self.live, self.clean_up):
             if run is not None:
-                run.wait(self._engine, timeout)
+                run.wait(self.engine, timeout)
         if self.folder is not None:
             self.folder.wait(timeout)
 

@@ -161,7 +161,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path: Path, capsys: pytest.Captu
     [
         ("fly",),
         ("info",),
-        ("predict", "a.png", "--out", "o", "--model", "m", "--compute", "tls://host:1"),
+        ("predict", "a.png", "--out", "o", "--model", "m", "--insecure"),
         ("predict", "a.png", "--out", "o", "--model", "m", "--runtime", "fast"),
         ("simulate", "--images", "a", "--masks", "b", "--test", "1", "--test-regex", "x"),
         ("export", "m.safetensors", "--onnx", "m.onnx"),

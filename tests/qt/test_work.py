@@ -61,7 +61,7 @@ def test_a_stroke_is_never_overwritten_by_slabs(desk: Desk, checkpoint: Checkpoi
     desk.press((middle, 60, 50))
     desk.move((middle, 60, 60))
     under_the_hand = annotation.labels.copy()
-    desk.until(lambda: bool(desk.widget.engine._queue), 60)
+    desk.until(lambda: bool(desk.widget.session.engine._queue), 60)
     desk.qtbot.wait(300)
     np.testing.assert_array_equal(annotation.labels, under_the_hand)
     assert desk.session.proposal.progress.fraction == 0
@@ -97,7 +97,7 @@ def test_proposing_goes_on_beside_training_and_both_stop(desk: Desk, checkpoint:
         assert not bar.isVisible()
     assert desk.session.proposal.is_over
     assert desk.session.training.is_over
-    desk.until(lambda: not desk.widget.engine._jobs, 30)
+    desk.until(lambda: not desk.widget.session.engine._jobs, 30)
     assert desk.session.model is checkpoint
     assert desk.session.verdict is None
     desk.key(Qt.Key.Key_P)
@@ -116,7 +116,7 @@ def test_the_dock_may_be_closed_while_it_trains_and_opened_again(desk: Desk, che
     old, layer = desk.widget, desk.layer
     desk.viewer.window._qt_window.findChild(type(old), old.objectName()).parent().destroyOnClose()
     desk.spin()
-    assert old.engine.state == "closed"
+    assert old.session.engine.state == "closed"
     assert not layer.editable, "nobody would record what is painted now"
     desk.canvas.hide()
     _, desk.widget = desk.viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
@@ -139,7 +139,7 @@ def test_the_window_may_be_closed_while_it_trains(desk: Desk, checkpoint: Checkp
     desk.session.propose()
     desk.viewer.close()
     QApplication.processEvents()
-    assert desk.widget.engine.state == "closed"
+    assert desk.widget.session.engine.state == "closed"
 
 
 @pytest.mark.parametrize("which", [pytest.param("image_layer", marks=pytest.mark.slow), "labels_layer"])

@@ -32,7 +32,7 @@ def with_islands(session, slice_axis=0):
 
 def look(session, settings=ISLANDS):
     session.clean_up.look(settings)
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     return session.clean_up.preview
 
 
@@ -86,7 +86,7 @@ def test_an_answer_about_labels_that_have_changed_since_is_of_no_use(session):
     view = state.annotation.labels.copy()
     view[1, :10, 1] = 1  # a bridge from the island
     session.record_edit(state, view, slice(None))
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     assert session.clean_up.preview is None
     assert not session.clean_up.is_looking
     assert any("Preview again" in notice for notice in session.heard.notices)
@@ -100,7 +100,7 @@ def test_a_preview_goes_with_its_scan_from_the_screen(session):
     session.activate(state)
     session.clean_up.look(ISLANDS)
     session.activate(other)
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     assert session.clean_up.preview is None
     assert not session.clean_up.is_looking
 
@@ -113,7 +113,7 @@ def test_what_was_taken_back_is_not_cleaned_up(session, trained):
     session.propose()
     poll_until(session, lambda: session.proposal.is_over)
     session.undo(state)
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     assert_same_state(snapshot(state), before)
     assert not session.undo(state)
 
@@ -128,7 +128,7 @@ def test_painting_beside_the_clean_up_of_a_proposal_is_kept(session, trained):
     view = state.annotation.labels.copy()
     view[2, 20:23, 20:23] = 1
     session.record_edit(state, view, slice(None))
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     assert np.array_equal(state.annotation.labels > 0, state.annotation.painted)
     for _ in range(3):
         session.undo(state)
@@ -147,7 +147,7 @@ def test_a_scan_closed_meanwhile_is_left_alone(session):
     state = with_islands(session)
     session.clean_up.look(ISLANDS)
     session.remove_scan(state)
-    session.clean_up.wait(session._engine, SECONDS)
+    session.clean_up.wait(session.engine, SECONDS)
     assert session.clean_up.preview is None
 
 

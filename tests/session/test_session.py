@@ -348,7 +348,7 @@ class TestImproving:
         poll_until(computing, lambda: computing.training.losses)
         computing.activate(state)
         computing.propose()
-        computing.proposal.wait(computing._engine, SECONDS)
+        computing.proposal.wait(computing.engine, SECONDS)
         assert pooled_dice([state.annotation.labels], [truth], 1) > 0.9
         assert not computing.training.is_over
         n = len(computing.training.losses)

@@ -1,0 +1,159 @@
+"""What a second worker brings, what the engine costs beside a plain loop, and what limits a cluster first.
+
+- Sixty hippocampus scans as a folder on a Dask cluster of one and of two workers with one thread each, over TLS on
+  this computer; reading and writing included, the first scans, which find cold workers, not.
+- The same scans, and volumes that take over a second each, in a plain loop and through the engine of this computer.
+- Jobs that do nothing, as many as the engine takes per second, and the bytes that a scan costs on the wire.
+
+::
+
+    python benchmarks/clusters.py --json -
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import circumstances, write
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from napari_unet.compute.device import resolve
+from napari_unet.compute.engine import Engine
+from napari_unet.compute.predictor import Predictor
+from napari_unet.domain.compute import PATIENT_THREADS
+from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.progress import Progress
+from napari_unet.domain.scan import Scan
+from napari_unet.domain.settings import ComputeSettings
+from napari_unet.io.registry import read_scan
+from napari_unet.session.folder_run import FolderRun
+from napari_unet.session.models import find_task_model
+from napari_unet.session.predicting import MaskFolder, Target, predict_targets
+from napari_unet.session.worker import Worker
+from tests.compute.cluster import RealCluster, dask_configured
+
+_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_PACKAGES = ("napari-unet", "torch", "numpy", "distributed")
+_MODEL = "hippocampus-mr"
+_ONE_THREAD = ComputeSettings(device="cpu", precision="float32", threads=1)
+_WARM = 4
+
+Read = Callable[[Path], Scan]
+
+
+def nothing() -> Iterator[Progress]:
+    """Be a job that does nothing."""
+    yield Progress(1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def noise(path: Path) -> Scan:
+    """Return a volume that takes over a second; what it shows does not matter."""
+    rng = np.random.default_rng(int(path.stem))
+    return Scan(rng.normal(100, 30, (48, 192, 192)).astype(np.float32), "zyx", Geometry((1.0, 1.0, 1.0)), slice_axis=0)
+
+
+def folder_of(out: Path, read: Read) -> MaskFolder:
+    """Return a folder for masks without averaging over flips."""
+    return MaskFolder(out, find_task_model(_MODEL), {"inference.mirror": False}, format_name="nifti", read=read)
+
+
+def through(engine: Engine, targets: list[Target], read: Read) -> float:
+    """Mask scans through an engine; return the seconds of those that find it warm."""
+    with tempfile.TemporaryDirectory() as out:
+        worker = Worker(engine, _ONE_THREAD)
+        for part in (targets[:_WARM], targets):
+            started = time.perf_counter()
+            run = FolderRun(worker, part, folder_of(Path(out) / str(len(part)), read), lambda _: None)
+            run.wait(3600)
+            seconds = time.perf_counter() - started
+            if run.error is not None or any(outcome.error for outcome in run.outcomes):
+                raise RuntimeError(str(run.error or next(o.error for o in run.outcomes if o.error)))
+        return seconds
+
+
+def plainly(targets: list[Target], read: Read) -> float:
+    """Mask scans one after the other in this process; return the seconds, the first ones left out."""
+    import torch
+
+    compute = resolve(_ONE_THREAD)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as out:
+        folder = folder_of(Path(out), read)
+        predictor = Predictor(folder.checkpoint, compute, folder.values)
+        list(predict_targets(targets[:_WARM], predictor, folder_of(Path(out) / "warm", read)))
+        started = time.perf_counter()
+        for outcome in predict_targets(targets, predictor, folder):
+            if outcome.error is not None:
+                raise outcome.error
+        return time.perf_counter() - started
+
+
+def on_cluster(n_workers: int, targets: list[Target]) -> dict[str, float]:
+    """Mask scans on a cluster of so many workers; return seconds, and how many empty jobs it takes per second."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(RealCluster(Path(folder))) as cluster,
+        dask_configured(cluster.tls),
+    ):
+        for _ in range(n_workers):
+            cluster.start_worker()
+        cluster.until_there(n_workers)
+        with contextlib.closing(Engine(address=cluster.address)) as engine:
+            seconds = through(engine, targets, read_scan)
+            return {"seconds": round(seconds, 2), "empty_jobs_per_second": round(empty_jobs(engine), 1)}
+
+
+def empty_jobs(engine: Engine, n: int = 300) -> float:
+    """Return how many jobs that do nothing an engine finishes per second."""
+    started = time.perf_counter()
+    jobs = [engine.submit(nothing, lane="folder") for _ in range(n)]
+    for job in jobs:
+        engine.wait(job, 120)
+    return n / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure, and write one JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=_DATA)
+    parser.add_argument("--json", metavar="FILE", default="-")
+    parser.add_argument("--device", choices=["cpu"], default="cpu", help="workers of a cluster of one's own have GPUs")
+    parser.add_argument("--quick", action="store_true", help="eight scans, two volumes")
+    given = parser.parse_args()
+    images = sorted((given.data / "hippocampus_mr" / "images").iterdir())[: 8 if given.quick else 60]
+    targets = [Target(path, Path()) for path in images]
+    volumes = [Target(Path(f"{n}.nii"), Path()) for n in range(2 if given.quick else 12)]
+    record: dict[str, Any] = {**circumstances(_PACKAGES, given.device), "scans": len(targets), "volumes": len(volumes)}
+    record["one_worker"] = on_cluster(1, targets)
+    record["two_workers"] = on_cluster(2, targets)
+    record["scaling"] = round(record["one_worker"]["seconds"] / record["two_workers"]["seconds"], 3)
+    for name, those, read in (("scans", targets, read_scan), ("volumes", volumes, noise)):
+        plain = plainly(those, read)
+        with contextlib.closing(Engine(threads=1)) as engine:
+            by_engine = through(engine, those, read)
+            if name == "scans":
+                record["empty_jobs_per_second_here"] = round(empty_jobs(engine), 1)
+        record[f"{name}_plain_seconds"], record[f"{name}_engine_seconds"] = round(plain, 2), round(by_engine, 2)
+        record[f"{name}_overhead"] = round(by_engine / plain - 1, 4)
+    scans = [read_scan(path) for path in images]
+    record["bytes_per_scan"] = round(float(np.mean([scan.data.nbytes for scan in scans])))
+    record["mask_bytes_per_scan"] = round(float(np.mean([np.prod(scan.spatial_shape) for scan in scans])))
+    write(record, given.json)
+
+
+if __name__ == "__main__":
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
