@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_unet import __version__
+from napari_unet.compute.allocator import keep_freed_memory
 from napari_unet.compute.device import available_cores
 from napari_unet.compute.transport import INLINE_BYTES, Parcel, arrays_at_hand, dumps, unwrap, wrap
 from napari_unet.domain.errors import ClusterError, EngineError, NapariUnetError, traceback_without_messages
@@ -126,10 +127,11 @@ _warm_up: threading.Thread | None = None
 
 
 def warm_up() -> threading.Thread:
-    """Begin to import torch in the background (once), so that the first click finds it there."""
+    """Make the process one that runs networks: import torch in the background, once, and keep freed memory."""
     global _warm_up
     with _changed:
         if _warm_up is None:
+            keep_freed_memory()
             _warm_up = threading.Thread(target=_import_torch, name="warm-up", daemon=True)
             _warm_up.start()
         return _warm_up

@@ -192,3 +192,14 @@ def name_of_the_worker():
 
     yield Progress(0.5)
     return get_worker().name
+
+
+def page_faults(megabytes, times):
+    """How many pages the system had to empty while a block was asked for and freed so many times."""
+    import resource
+
+    yield Progress(0.0)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(times):
+        np.ones(megabytes * 2**20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
