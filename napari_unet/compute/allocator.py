@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     """Let this process keep up to 1 GiB of freed memory. Does nothing where the C library is not glibc.
 
     A network frees and asks for the same blocks with every layer. Dask starts its workers with
-    ``MALLOC_TRIM_THRESHOLD_=65536``, for tables that grow and shrink: then each block comes as fresh pages that the system
-    has to empty first, and a U-Net takes twice as long (docs/architecture.md).
+    ``MALLOC_TRIM_THRESHOLD_=65536``, for tables that grow and shrink: then each block comes as fresh pages that the
+    system has to empty first, and a U-Net takes twice as long (docs/architecture.md).
     """
     if not sys.platform.startswith("linux"):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import mmap
 import socket
 import ssl
 import stat
@@ -61,7 +61,7 @@ def test_each_job_gets_its_threads(engine):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' allocators have no such threshold")
 def test_freed_memory_is_kept_for_the_next_tensor(engine):
     """Dask lets its workers give it back at once; networks took twice as long then."""
-    pages = 4 * 2**20 // resource.getpagesize()
+    pages = 4 * 2**20 // mmap.PAGESIZE
     assert finish(engine, jobs.page_faults, 4, 50).results[0] < 5 * pages
 
 
