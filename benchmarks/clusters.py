@@ -4,6 +4,8 @@
   this computer; reading and writing included, the first scans, which find cold workers, not.
 - The same scans, and volumes that take over a second each, in a plain loop and through the engine of this computer.
 - Jobs that do nothing, as many as the engine takes per second, and the bytes that a scan costs on the wire.
+- Ten thousand tiny scans in one run: the client's memory on the way, the longest that it does not listen, and how soon
+  it has stopped when it is asked to.
 
 ::
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from record import circumstances, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -123,6 +126,52 @@ def empty_jobs(engine: Engine, n: int = 300) -> float:
     return n / (time.perf_counter() - started)
 
 
+def tiny(path: Path) -> Scan:
+    """Return a picture of its own in which there is next to nothing to compute."""
+    rng = np.random.default_rng(int(path.stem))
+    return Scan(rng.normal(100, 30, (48, 48)).astype(np.float32), "yx", Geometry((1.0, 1.0)))
+
+
+def queued(n: int, n_done: int) -> dict[str, float]:
+    """Queue so many scans, mask some of them, and stop."""
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as out, contextlib.closing(Engine(threads=1)) as engine:
+        folder = MaskFolder(Path(out), find_task_model("nuclei-fluorescence"), {}, format_name="png", read=tiny)
+        run = FolderRun(
+            Worker(engine, _ONE_THREAD), [Target(Path(f"{i}.png"), Path()) for i in range(n)], folder, print_nothing
+        )
+        memory, longest, started = {}, 0.0, time.perf_counter()
+        while len(run.outcomes) < n_done:
+            before = time.perf_counter()
+            engine.poll()
+            longest = max(longest, time.perf_counter() - before)
+            for mark in (n_done // 5, n_done):
+                if len(run.outcomes) >= mark and mark not in memory:
+                    memory[mark] = process.memory_info().rss / 2**20
+            time.sleep(0.005)
+        seconds = time.perf_counter() - started
+        before = time.perf_counter()
+        run.cancel()
+        while run.n_under_way:
+            engine.poll()
+            time.sleep(0.005)
+        stopped = time.perf_counter() - before
+    early, late = memory.values()
+    return {
+        "queued": n,
+        "done": n_done,
+        "seconds": round(seconds, 1),
+        "mib_after_a_fifth": round(early, 1),
+        "mib_at_the_end": round(late, 1),
+        "longest_poll_seconds": round(longest, 3),
+        "stopped_after_seconds": round(stopped, 3),
+    }
+
+
+def print_nothing(outcome: object) -> None:
+    """Listen to a run."""
+
+
 def main() -> None:
     """Measure, and write one JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,6 +195,7 @@ def main() -> None:
                 record["empty_jobs_per_second_here"] = round(empty_jobs(engine), 1)
         record[f"{name}_plain_seconds"], record[f"{name}_engine_seconds"] = round(plain, 2), round(by_engine, 2)
         record[f"{name}_overhead"] = round(by_engine / plain - 1, 4)
+    record["queue"] = queued(*((200, 20) if given.quick else (10_000, 2_000)))
     scans = [read_scan(path) for path in images]
     record["bytes_per_scan"] = round(float(np.mean([scan.data.nbytes for scan in scans])))
     record["mask_bytes_per_scan"] = round(float(np.mean([np.prod(scan.spatial_shape) for scan in scans])))

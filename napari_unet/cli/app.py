@@ -259,7 +259,25 @@ def models(context: typer.Context) -> None:
     o.not_there_yet("models")
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def project(context: typer.Context) -> None:
-    """Check a project (not there yet)."""
-    o.not_there_yet("project")
+project_app = typer.Typer(no_args_is_help=True, help="Look after a project.")
+app.add_typer(project_app, name="project")
+
+
+@project_app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The project's folder.", metavar="DIR")],
+    json: o.Json = None,
+) -> None:
+    """Check every stored label, checkpoint and the chain of the journal; exit 1 if anything is not sound."""
+    from dataclasses import asdict
+
+    from napari_unet.storage.verify import verify as problems_of
+
+    problems = list(problems_of(folder))
+    for problem in problems:
+        say(f"{problem.kind}: {problem.path}: {problem.message}")
+    write_json({"ok": not problems, "problems": [asdict(problem) for problem in problems]}, json)
+    if json is None:
+        print_result("sound" if not problems else f"{len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)

@@ -94,6 +94,10 @@ class ExportError(NapariUnetError):
     """A result could not be written."""
 
 
+class ProjectError(NapariUnetError):
+    """The project's folder or database is damaged, in use, or cannot be written."""
+
+
 class EngineError(NapariUnetError):
     """The computing process failed or was lost."""
 

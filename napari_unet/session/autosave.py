@@ -1,26 +1,42 @@
-"""Annotations are written to the project a moment after they change, by a thread of their own."""
+"""What is said about scans is kept: every change in the project's journal at once, and now and then the whole.
+
+The journal is the truth. The file with a scan's whole annotation is a shortcut, so that opening it need not begin with
+the first stroke: it carries the number of the journal's last event that it surely holds, and what came after is carried
+out again, which changes nothing where it was there already.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
 
-from napari_unet.domain.annotation import Correction
-from napari_unet.domain.errors import ExportError, NapariUnetError, ScanError
+import numpy as np
+
+from napari_unet.domain.annotation import Annotation, Correction, SparseChange
+from napari_unet.domain.errors import ExportError, NapariUnetError, ProjectError, ScanError
+from napari_unet.session.journaling import Journaling
 from napari_unet.session.state import ScanState
+from napari_unet.storage.journal import Entry, Journal, KnownScan, Sides
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
 
 _log = logging.getLogger(__name__)
-# Strokes follow each other closely; waiting this long saves once for several, and loses no more than this.
-_DELAY_SECONDS = 0.4
+# The journal has it already: several strokes make one file.
+_DELAY_SECONDS = 1.0
+#: Environment variable with the name under which a person's work is recorded.
+READER_VARIABLE = "NAPARI_UNET_READER"
+_NOBODY = "reader"
 
 
 class Autosave:
-    """Saves marked scans in the background; errors wait for :meth:`take_error`.
+    """Keeps what is said about scans, in the background; errors wait for :meth:`take_error`.
 
-    The thread starts with the first mark. An annotation is copied under the lock that :meth:`apply` takes, so a file
+    The threads start with the first change. An annotation is copied under the lock that :meth:`apply` takes, so a file
     never holds half a correction. What could not be saved is tried again with the next change of any scan, and at the
     end; a scan that is opened again meanwhile goes on from it.
 
@@ -33,6 +49,12 @@ class Autosave:
 
     def __init__(self, project: ProjectFolder, failed: Callable[[], None] = lambda: None) -> None:
         self._project, self._failed = project, failed
+        self._journal = Journaling(project.path, os.environ.get(READER_VARIABLE) or _NOBODY, self._refused_by_disk)
+        # Scans of which the journal holds all that was ever said; and how their slices stand there.
+        self._journaled: set[str] = set()
+        self._sides: dict[str, tuple[bytes, bytes]] = {}
+        self._seq: dict[str, int] = {}  # of the last event that was there when a scan was opened
+        self._only_reads = False
         self._dirty: dict[str, ScanState] = {}
         self._refused: set[str] = set()
         # Being written, and not written because the disk refused.
@@ -48,7 +70,7 @@ class Autosave:
     def restore(self, state: ScanState) -> str | None:
         """Bring back what was saved for a scan; return what there is to say about it.
 
-        A damaged file must stay as it is, so that such a scan is never saved.
+        What fits no scan, or cannot be understood, must stay as it is, so that such a scan is never saved.
         """
         scan = state.scan
         with self._changed:
@@ -59,27 +81,143 @@ class Autosave:
             self.mark(state)
             return f"{state.name}: your labels are back, but they could not be saved yet."
         self._refused.discard(scan.fingerprint)
+        locked = self._lock_project() if self._project.path.is_dir() else None
         try:
-            saved = self._project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
-        except ScanError as error:
+            saved, n_since = self._recall(state)
+        except NapariUnetError as error:
             self._refused.add(scan.fingerprint)
             return f"{error} Nothing new on {state.name} is saved by itself until you move that file: export often."
         if saved is None:
-            return None
+            return locked
         if saved.annotation.labels.dtype.itemsize < state.annotation.labels.dtype.itemsize:
             saved.annotation.labels = saved.annotation.labels.astype(state.annotation.labels.dtype)
         state.annotation, state.locked, state.taught = saved.annotation, saved.locked, saved.taught
         n = state.n_accepted
-        return f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted)."
+        said = f"{state.name}: your labels of last time are back ({n} slice{'s' if n != 1 else ''} accepted)."
+        if n_since:
+            said += f" The last {n_since} changes came from the journal." if n_since > 1 else " The last change too."
+        return said if locked is None else f"{said} {locked}"
 
-    def apply(self, state: ScanState, correction: Correction) -> None:
-        """Carry out a correction while nothing copies the annotation, and note that it has changed."""
+    def _lock_project(self) -> str | None:
+        """Become the program that writes to the project; say who does where another is."""
+        if self._only_reads:
+            return None
+        try:
+            holder = self._journal.take_lock()
+        except ProjectError as error:
+            self._only_reads = True
+            return f"{error} Nothing is saved here: export your labels."
+        if holder is None:
+            return None
+        self._only_reads = True
+        who = holder.in_words()
+        return f"This project is in use by {who}: nothing you do here is saved. Close one of them, or export."
+
+    def _recall(self, state: ScanState) -> tuple[SavedAnnotation | None, int]:
+        """Return what was saved of a scan, and how many changes came from the journal alone.
+
+        Raises
+        ------
+        ScanError, ProjectError
+            It is damaged, or fits another scan; all files are left as they are.
+        """
+        scan = state.scan
+        saved, trouble = None, None
+        try:
+            saved = self._project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
+        except ScanError as error:
+            trouble = error
+        journal = self._project.journal()
+        if journal is None:
+            if trouble is not None:
+                raise trouble
+            return saved, 0
+        with closing(journal):
+            known = journal.scan(scan.fingerprint)
+            if known is None:
+                if trouble is not None:
+                    raise trouble
+                return saved, 0
+            if (known.shape, known.slice_axis) != (scan.spatial_shape, scan.slice_axis):
+                raise ScanError("The saved labels of this scan do not fit it: they were left as they are.")
+            if saved is not None and saved.seq > journal.head()[0]:
+                # A copy of the journal from before was put in its place: what the file holds is said to it anew.
+                return saved, 0
+            self._journaled.add(scan.fingerprint)
+            found, n = replayed(journal, known, saved)
+            self._sides[scan.fingerprint] = (found.locked.tobytes(), found.taught.tobytes())
+            self._seq[scan.fingerprint] = found.seq
+            return found, n
+
+    def apply(self, state: ScanState, correction: Correction, action: str | None = None) -> None:
+        """Carry out a correction while nothing copies the annotation, and keep it.
+
+        Parameters
+        ----------
+        state : ScanState
+        correction : Correction
+        action : str, optional
+            What it is to be called in the journal; by default as the correction is.
+        """
         with self._steady:
+            self._begin(state)
             state.annotation.apply(correction)
-        self.mark(state)
+            self._put(state, Entry(action or correction.kind, correction=correction, model=correction.proposal))
+        self._mark(state)
+
+    def note(self, action: str, model: str | None = None, **facts: Any) -> None:
+        """Keep that something was done which changed no scan."""
+        if not self._only_reads and not self._says_locked():
+            self._journal.put(Entry(action, model=model, facts=facts))
 
     def mark(self, state: ScanState) -> None:
-        """Note that an annotation has changed."""
+        """Note that it has changed which slices of a scan judge, or have taught."""
+        with self._steady:
+            self._begin(state)
+            if self._sides.get(state.scan.fingerprint) != (state.locked.tobytes(), state.taught.tobytes()):
+                self._put(state, Entry("sides"))
+        self._mark(state)
+
+    def _begin(self, state: ScanState) -> None:
+        """Tell the journal, before the first change of a scan that it does not know, what is there already."""
+        key, annotation = state.scan.fingerprint, state.annotation
+        if key in self._journaled or not self._saves(state):
+            return
+        self._journaled.add(key)
+        nothing = Annotation.empty(annotation.labels.shape, annotation.slice_axis, annotation.labels.dtype.type)
+        changes = {
+            name: SparseChange.between(getattr(nothing, name), getattr(annotation, name))
+            for name in ("labels", "painted", "accepted")
+        }
+        begun = Correction("import", **{name: change for name, change in changes.items() if len(change)})
+        self._put(state, Entry("import", correction=begun))
+
+    def _put(self, state: ScanState, entry: Entry) -> None:
+        if not self._saves(state):
+            return
+        scan, sides = state.scan, (state.locked.tobytes(), state.taught.tobytes())
+        known = KnownScan(scan.fingerprint, scan.spatial_shape, scan.slice_axis, scan.geometry.spacing)
+        entry = replace(entry, scan=known)
+        if self._sides.get(scan.fingerprint) != sides:
+            self._sides[scan.fingerprint] = sides
+            entry = replace(entry, sides=Sides(state.locked.copy(), state.taught.copy()))
+        self._journal.put(entry)
+
+    def _saves(self, state: ScanState) -> bool:
+        return not self._only_reads and state.scan.fingerprint not in self._refused and not self._says_locked()
+
+    def _says_locked(self) -> bool:
+        """Take the lock with the first thing to be saved; return whether another program has it."""
+        locked = self._lock_project()
+        if locked is not None:
+            self._errors.put(ProjectError(locked))
+            self._failed()
+        return self._only_reads
+
+    def _mark(self, state: ScanState) -> None:
+        """Write the file with the whole annotation, soon."""
+        if self._only_reads:
+            return
         if state.scan.fingerprint in self._refused:
             if self._project.has_annotation(state.scan.fingerprint):
                 return
@@ -100,10 +238,10 @@ class Autosave:
             changed = self._dirty.pop(key, None) or self._unsaved.pop(key, None) or self._underway.get(key)
         if changed is not None:
             self._save(changed)
-        return key not in self._unsaved and key not in self._refused
+        return key not in self._unsaved and key not in self._refused and not self._only_reads
 
     def close(self) -> None:
-        """Save what is unsaved and end the thread."""
+        """Save what is unsaved, end the threads, and let other programs write."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -111,10 +249,15 @@ class Autosave:
             self._thread.join()
         for state in list(self._unsaved.values()):
             self._save(state)
+        self._journal.close()
 
     def take_error(self) -> NapariUnetError | None:
         """Return the oldest error not yet taken."""
         return None if self._errors.empty() else self._errors.get()
+
+    def _refused_by_disk(self, error: NapariUnetError) -> None:
+        self._errors.put(error)
+        self._failed()
 
     def _run(self) -> None:
         while True:
@@ -135,8 +278,10 @@ class Autosave:
         try:
             # One writer at a time, or an older copy could take the place of a newer one.
             with self._writing:
+                # Asked for first: the copy holds that event, and perhaps some that are on their way to the journal.
+                seq = max(self._journal.seq, self._seq.get(state.scan.fingerprint, 0))
                 with self._steady:
-                    saved = SavedAnnotation(state.annotation.copy(), state.locked.copy(), state.taught.copy())
+                    saved = SavedAnnotation(state.annotation.copy(), state.locked.copy(), state.taught.copy(), seq)
                 self._project.write_annotation(state.scan.fingerprint, saved)
         except Exception as error:
             if not isinstance(error, NapariUnetError):
@@ -149,3 +294,32 @@ class Autosave:
                 self._unsaved[state.scan.fingerprint] = state
             self._errors.put(error)
             self._failed()
+
+
+def replayed(journal: Journal, known: KnownScan, saved: SavedAnnotation | None) -> tuple[SavedAnnotation, int]:
+    """Return what was saved of a scan with all that the journal knows beyond it, and how many changes that were.
+
+    Parameters
+    ----------
+    journal : Journal
+    known : KnownScan
+    saved : SavedAnnotation or None
+        None: begin with nothing.
+
+    Raises
+    ------
+    ProjectError
+        The journal cannot be read.
+    """
+    n_slices = 1 if known.slice_axis is None else known.shape[known.slice_axis]
+    if saved is None:
+        nothing = Annotation.empty(known.shape, known.slice_axis)
+        saved = SavedAnnotation(nothing, np.zeros(n_slices, bool), np.zeros(n_slices, bool))
+    annotation, locked, taught, seq, n = saved.annotation, saved.locked, saved.taught, saved.seq, 0
+    for event in journal.events(known.fingerprint, after=seq):
+        content = event.content()
+        content.apply(annotation)
+        if content.sides is not None:
+            locked, taught = content.sides.locked, content.sides.taught
+        seq, n = event.seq, n + 1
+    return SavedAnnotation(annotation, locked, taught, seq), n

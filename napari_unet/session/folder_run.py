@@ -102,6 +102,11 @@ class FolderRun:
         return len(self.outcomes) == len(self.targets)
 
     @property
+    def n_under_way(self) -> int:
+        """How many scans the engine has, those included that are yet to stop."""
+        return sum(not job.is_over for job in self._jobs.values())
+
+    @property
     def progress(self) -> Progress:
         """How many scans have their outcome, and the seconds that those of now leave to expect."""
         n_left = len(self.targets) - len(self.outcomes)

@@ -40,6 +40,7 @@ from napari_unet.session.state import ScanState, lock_scan, open_scan, require_o
 from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
 from napari_unet.storage.project_folder import ProjectFolder
+from napari_unet.storage.verify import KEPT
 
 
 @dataclass(frozen=True)
@@ -310,11 +311,11 @@ class Session:
         step = state.history.next_undo
         if step is not None and step.by_machine and step.kind == "proposal":
             self._forget_uncertainty(state)
-        return self._replay(state, state.history.undo())
+        return self._replay(state, state.history.undo(), "undo")
 
     def redo(self, state: ScanState) -> bool:
         """Do the last undone step again; returns whether there was one."""
-        return self._replay(state, state.history.redo())
+        return self._replay(state, state.history.redo(), "redo")
 
     def _forget_uncertainty(self, state: ScanState) -> None:
         """What one proposal said of itself must not stand beside another, or beside none."""
@@ -322,15 +323,17 @@ class Session:
             state.uncertainty.fill(0)
             self.uncertainty_changed.emit(state)
 
-    def _replay(self, state: ScanState, corrections: list[Correction]) -> bool:
+    def _replay(self, state: ScanState, corrections: list[Correction], action: str) -> bool:
         for correction in corrections:
-            self._commit(state, correction, "session")
+            self._commit(state, correction, "session", action)
             if correction.proposal is not None:
                 state.proposed_by = state.history.proposed_by
         return bool(corrections)
 
-    def _commit(self, state: ScanState, correction: Correction, origin: Literal["view", "session"]) -> None:
-        self._autosave.apply(state, correction)
+    def _commit(
+        self, state: ScanState, correction: Correction, origin: Literal["view", "session"], action: str | None = None
+    ) -> None:
+        self._autosave.apply(state, correction, action)
         if correction.labels is not None and len(correction.labels):
             self.labels_changed.emit(LabelsChanged(state, correction, origin))
         if correction.accepted is not None and len(correction.accepted):
@@ -490,7 +493,9 @@ class Session:
             self._tell(str(error))
         if verdict is not None:
             try:
-                verdict = replace(verdict, checkpoint=self.project.write_model(verdict.checkpoint))
+                kept = self.project.write_model(verdict.checkpoint)
+                self._autosave.note(KEPT, kept.id, name=kept.card.name, parent=kept.card.parent)
+                verdict = replace(verdict, checkpoint=kept)
             except NapariUnetError as problem:
                 self._tell(str(problem))
             self.verdict = with_history(verdict, self.project.scores(verdict.checkpoint.card.label_schema))
@@ -502,6 +507,7 @@ class Session:
         """Take the fine-tuned checkpoint into use."""
         if self.verdict is not None:
             verdict, self.verdict = self.verdict, None
+            self._autosave.note("model used", verdict.checkpoint.id, name=verdict.checkpoint.card.name)
             self.use_model(verdict.checkpoint, learnt_here=True)
             self.verdict_changed.emit()
 
@@ -550,7 +556,9 @@ class Session:
 
     def use_kept_model(self, name: str) -> None:
         """Take a checkpoint of the project into use: roll back, or forward."""
-        self.use_model(self.project.read_model(name))
+        checkpoint = self.project.read_model(name)
+        self._autosave.note("model used", checkpoint.id, name=name)
+        self.use_model(checkpoint)
 
     # -- finishing ------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ from napari_unet.domain.errors import ExportError, ModelError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
+from napari_unet.storage.database import DATABASE
+from napari_unet.storage.journal import Journal
 
 #: Environment variable that names a folder for the project instead of the user's data folder.
 PROJECT_VARIABLE = "NAPARI_UNET_PROJECT"
@@ -46,11 +48,15 @@ def default_project() -> Path:
 
 @dataclass(frozen=True, eq=False)
 class SavedAnnotation:
-    """An annotation as saved, with the slices that only judge and those that a model has learnt from."""
+    """An annotation as saved, with the slices that only judge and those that a model has learnt from.
+
+    ``seq`` is the number of the journal's last event when it was saved; 0 where there was no journal yet.
+    """
 
     annotation: Annotation
     locked: NDArray[np.bool_]
     taught: NDArray[np.bool_]
+    seq: int = 0
 
 
 class ProjectFolder:
@@ -102,6 +108,22 @@ class ProjectFolder:
                     found[name] = card.scores
         return found
 
+    def journal(self) -> Journal | None:
+        """Return the journal, to be read; None where there is none yet.
+
+        Raises
+        ------
+        ProjectError
+            It is damaged.
+        """
+        if not (self.path / DATABASE).exists():
+            return None
+        journal = Journal(self.path, read_only=True)
+        if journal.is_made:
+            return journal
+        journal.close()
+        return None
+
     def write_annotation(self, fingerprint: str, saved: SavedAnnotation) -> None:
         """Save the annotation of a scan; the earlier one stays whole until the new one is complete.
 
@@ -120,6 +142,7 @@ class ProjectFolder:
             locked=saved.locked,
             taught=saved.taught,
             slice_axis=_axis_code(annotation.slice_axis),
+            seq=saved.seq,
         )
         path = self._annotation_path(fingerprint)
         try:
@@ -159,7 +182,8 @@ class ProjectFolder:
                 annotation = Annotation(labels, slice_axis, painted, arrays["accepted"])
                 n = len(annotation.accepted)
                 locked, taught = arrays["locked"].astype(bool).reshape(n), arrays["taught"].astype(bool).reshape(n)
-                return SavedAnnotation(annotation, locked, taught)
+                seq = int(arrays["seq"]) if "seq" in arrays else 0
+                return SavedAnnotation(annotation, locked, taught, seq)
         except ScanError:
             raise
         except Exception as error:

@@ -146,13 +146,39 @@ def test_saved_labels_get_room_for_larger_ids(open_session):
     assert (state.annotation.labels == 300).all()
 
 
+def without_journal(session):
+    """Leave of a project what versions without a journal wrote."""
+    for path in session.project.path.glob("project.db*"):
+        path.unlink()
+
+
 class TestDamage:
+    @pytest.mark.parametrize("how", ["cut", "garbage", "empty", "gone"])
+    def test_a_damaged_file_is_made_anew_from_the_journal(self, open_session, how):
+        first = open_session()
+        state = first.add_scan(scan_of((8, 8, 8)))
+        work_on(first, state)
+        first.close()
+        (path,) = saved_files(first)
+        if how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes({"cut": path.read_bytes()[:-20], "garbage": b"garbage", "empty": b""}[how])
+        second = open_session()
+        again = second.add_scan(scan_of((8, 8, 8)))
+        assert_same_state(snapshot(again), snapshot(state))
+        np.testing.assert_array_equal(again.locked, state.locked)
+        np.testing.assert_array_equal(again.taught, state.taught)
+        assert "from the journal" in second.heard.notices[0]
+
     @pytest.mark.parametrize("how", ["cut", "garbage", "empty", "other plane"])
     def test_a_damaged_file_is_left_alone_and_said(self, open_session, how):
         first = open_session()
         work_on(first, first.add_scan(scan_of((8, 8, 8))))
         first.close()
         (path,) = saved_files(first)
+        if how != "other plane":
+            without_journal(first)
         data = {"cut": path.read_bytes()[:-20], "garbage": b"garbage", "empty": b""}.get(how, path.read_bytes())
         path.write_bytes(data)
         second = open_session()
@@ -181,6 +207,7 @@ class TestDamage:
         first.close()
         (file,) = saved_files(first)
         file.write_bytes(b"damaged")
+        without_journal(first)
         second = open_session()
         state = second.add_scan(scan_of())
         second.record_edit(state, painted(state, np.s_[0], 1), slice(None))

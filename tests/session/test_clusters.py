@@ -7,6 +7,7 @@ import csv
 import random
 import threading
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,11 +15,13 @@ import pytest
 
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.errors import ClusterError, SessionError
+from napari_unet.domain.geometry import Geometry
+from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ComputeSettings
 from napari_unet.session.cohort import TABLE
 from napari_unet.session.computing import Trial
 from napari_unet.session.folder_run import FolderRun
-from napari_unet.session.predicting import MaskFolder, find_targets
+from napari_unet.session.predicting import MaskFolder, Target, find_targets
 from napari_unet.session.session import Session
 from napari_unet.session.worker import Worker
 from napari_unet.storage.checkpoint_file import read_checkpoint, write_checkpoint
@@ -318,6 +321,30 @@ def test_a_folder_from_the_session(computing, trained, tmp_path):
     computing.mask_folder(source, tmp_path / "out")
     computing.folder.cancel()
     assert computing.folder.is_over
+
+
+@pytest.mark.slow
+def test_ten_thousand_queued_scans_take_no_more_memory_than_a_few(engine, trained, tmp_path):
+    import psutil
+
+    def tiny(path):
+        noise = np.random.default_rng(int(path.stem)).normal(0, 5, (24, 24)).astype(np.float32)
+        return Scan(noise, "yx", Geometry((1.0, 1.0)))
+
+    folder = MaskFolder(tmp_path / "out", trained, {}, format_name="png", read=tiny)
+    targets = [Target(tmp_path / f"{number}.png", Path()) for number in range(10_000)]
+    engine = Borrowed(engine)
+    made = FolderRun(Worker(engine, ALIKE), targets, folder, lambda _: None)
+    memory = []
+    for n in (300, 1000):
+        poll_until(engine, lambda n=n: len(made.outcomes) >= n, 300)
+        memory.append(psutil.Process().memory_info().rss)
+        assert made.progress.fraction == pytest.approx(n / 10_000, abs=0.01)
+    assert memory[1] - memory[0] < 32 * 2**20
+    made.cancel()
+    assert made.is_over
+    poll_until(engine, lambda: not made.n_under_way, 20)
+    assert len(table(tmp_path / "out")) == len(made.outcomes)
 
 
 def test_the_session_closes_while_a_folder_is_masked(open_session, engine, trained, tmp_path):

@@ -1,0 +1,159 @@
+"""A project's SQLite database: how it is opened, what its tables are, and how they came to be what they are."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from napari_unet.domain.errors import ProjectError
+
+#: Its name in the project's folder.
+DATABASE = "project.db"
+
+_BUSY_SECONDS = 5.0
+
+#: Each takes a database from the version before to its own; what was once released is never changed.
+_MIGRATIONS = (
+    """
+    CREATE TABLE scans (
+        fingerprint TEXT PRIMARY KEY,
+        shape TEXT NOT NULL,
+        slice_axis INTEGER NOT NULL,
+        spacing TEXT
+    );
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY,
+        at TEXT NOT NULL,
+        reader TEXT NOT NULL,
+        action TEXT NOT NULL,
+        scan TEXT REFERENCES scans (fingerprint),
+        model TEXT,
+        voxels INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        previous BLOB NOT NULL,
+        hash BLOB NOT NULL
+    );
+    CREATE INDEX events_by_scan ON events (scan, seq);
+    CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events
+    BEGIN SELECT RAISE(ABORT, 'events are not changed'); END;
+    CREATE TRIGGER events_are_not_removed BEFORE DELETE ON events
+    BEGIN SELECT RAISE(ABORT, 'events are not removed'); END;
+    """,
+)
+VERSION = len(_MIGRATIONS)
+
+
+def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """Open a project's database; make it, or bring it up to date, unless it is only read.
+
+    Every transaction is on the disk when it ends (``synchronous=FULL``). The write-ahead log lets readers read while
+    one writes; where a network drive has no shared memory for it, SQLite's rollback journal serves.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder exists.
+    read_only : bool
+        Change nothing, not even by recovery.
+
+    Raises
+    ------
+    ProjectError
+        It is damaged, of a newer version, or cannot be read or written.
+    """
+    try:
+        if read_only:
+            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
+        else:
+            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+    except sqlite3.Error as error:
+        raise ProjectError(f"The project's {path.name} cannot be opened: check the folder's permissions.") from error
+    connection.isolation_level = None  # transactions are begun by `transaction` alone
+    try:
+        _prepare(connection, path, read_only)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise ProjectError(why(error, path)) from error
+    except ProjectError:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool) -> None:
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise ProjectError(
+            f"The project's {path.name} was written by a newer version of napari-unet: open it with that one."
+        )
+    # What a cut-off or overwritten file has lost is found here, before anything is built upon it.
+    (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if sound != "ok":
+        raise ProjectError(_DAMAGED.format(name=path.name))
+    if read_only:
+        return
+    for number in range(version, VERSION):
+        with transaction(connection):
+            for statement in _statements(_MIGRATIONS[number]):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+_DAMAGED = (
+    "The project's {name} is damaged: it was left as it is. Put a copy of it in its place, or choose another project "
+    "folder."
+)
+
+
+def why(error: sqlite3.Error, path: Path) -> str:
+    """Return one sentence about what SQLite says of a project's database."""
+    # Of an extended code the lowest byte is what it is about.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"The project's {path.name} is being written by another program: try again."
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return (
+            "Your work could not be saved, since the disk with the project is full or fails: it is kept in the window, "
+            "and saved once that is possible; free some space, or export it elsewhere."
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return (
+            f"Your work could not be saved, since the project's {path.name} cannot be written: check its permissions."
+        )
+    return _DAMAGED.format(name=path.name)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script; ``executescript`` would end the transaction they stand in."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all that is done within be on the disk, or none of it; within another one it becomes a part of that."""
+    if connection.in_transaction:
+        name = "part"
+        connection.execute(f"SAVEPOINT {name}")
+        begin, keep, undo = name, f"RELEASE {name}", f"ROLLBACK TO {name}"
+    else:
+        connection.execute("BEGIN IMMEDIATE")
+        begin, keep, undo = "", "COMMIT", "ROLLBACK"
+    try:
+        yield
+    except BaseException:
+        connection.execute(undo)
+        if begin:
+            connection.execute(keep)
+        raise
+    connection.execute(keep)
