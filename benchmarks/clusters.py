@@ -77,7 +77,7 @@ def through(engine: Engine, targets: list[Target], read: Read) -> float:
         worker = Worker(engine, _ONE_THREAD)
         for part in (targets[:_WARM], targets):
             started = time.perf_counter()
-            run = FolderRun(worker, part, folder_of(Path(out) / str(len(part)), read), lambda _: None)
+            run = FolderRun(worker, lambda part=part: part, folder_of(Path(out) / str(len(part)), read), lambda _: None)
             run.wait(3600)
             seconds = time.perf_counter() - started
             if run.error is not None or any(outcome.error for outcome in run.outcomes):

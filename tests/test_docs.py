@@ -63,7 +63,9 @@ def command_sections() -> dict[str, str]:
 
 
 def long_options(command: str) -> set[str]:
-    return {option for parameter in COMMANDS[command].params for option in parameter.opts if option.startswith("--")}
+    known = COMMANDS[command]
+    commands = [known, *getattr(known, "commands", {}).values()]
+    return {o for each in commands for parameter in each.params for o in parameter.opts if o.startswith("--")}
 
 
 def slug(heading: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from napari_unet.domain.settings import ComputeSettings
 from napari_unet.io.writers import require_format
 from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.models import find_task_model
-from napari_unet.session.predicting import MaskFolder, Outcome, Target, find_targets, predict_targets, write_table
+from napari_unet.session.predicting import (
+    MaskFolder,
+    Outcome,
+    Target,
+    find_targets,
+    predict_targets,
+    require_own_names,
+    write_table,
+)
 from napari_unet.session.worker import Worker
 
 
@@ -80,11 +89,26 @@ def run_predict(
         if outcome.error is None or keep_going:
             _tell(outcome, len(told), len(targets))
 
+    has_table = any(path.is_dir() for path in paths) and len(targets) > 1
     if engine is None:
-        has_table = any(path.is_dir() for path in paths) and len(targets) > 1
         _predict_here(targets, folder, checkpoint, compute, keep_going, tell, told if has_table else None)
     else:
-        _predict_there(targets, folder, engine, compute, keep_going, tell)
+        require_own_names(targets)
+        with contextlib.closing(engine):
+            run = FolderRun(
+                Worker(engine, compute),
+                lambda: targets,
+                folder,
+                lambda outcome: None if outcome is None else tell(outcome),
+                keep_going=keep_going,
+                table=has_table,
+            )
+            try:
+                run.wait()
+            finally:
+                run.cancel()
+        if run.error is not None:
+            raise run.error
     if format_name == "dicom-seg":
         say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
     return sum(outcome.error is not None for outcome in told), len(targets)
@@ -110,29 +134,6 @@ def _predict_here(
     finally:
         if of_table is not None:
             write_table(folder.path, targets, of_table)
-
-
-def _predict_there(
-    targets: Sequence[Target],
-    folder: MaskFolder,
-    engine: Engine,
-    compute: ComputeSettings,
-    keep_going: bool,
-    tell: Callable[[Outcome], None],
-) -> None:
-    run = FolderRun(
-        Worker(engine, compute),
-        targets,
-        folder,
-        lambda outcome: None if outcome is None else tell(outcome),
-        keep_going=keep_going,
-    )
-    try:
-        run.wait()
-    finally:
-        run.cancel()
-    if run.error is not None:
-        raise run.error
 
 
 def _tell(outcome: Outcome, number: int, total: int) -> None:

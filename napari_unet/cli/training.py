@@ -81,12 +81,17 @@ def run_fine_tune(
     )
     values = _with_defaults(values, base, preset, unlabelled is not None, tell)
     resolved, free = _finish(look_around(compute) if engine is None else engine.steps(look_around, compute))
+    if processes.world > 1 and resolved.device == "mps":
+        raise TrainingError("Several processes train on NVIDIA GPUs or on CPUs: add --device cpu.")
+    # What they find must not differ; and each computes only its share of a batch.
+    resolved, free = processes.first_says(resolved), processes.world * processes.least(free)
     wishes = (preset or "default", values, free, resolved.device)
     settings, found = settings_for(folder, base, *wishes)
     begun = [] if base is None or has_learnt(base) else [begins_with(base)]
     if model is None and base is not None and not helps(base, settings):
         begun, base = [begins_anew(base)], None
         settings, found = settings_for(folder, base, *wishes, found)
+    settings = processes.first_says(settings)
     _say_seen(base, folder.judging, tell)
     _refuse_unwritable(out)
     known = [item.scan.fingerprint for item in (*folder.teaching, *folder.judging)]

@@ -12,9 +12,12 @@ import hashlib
 import ipaddress
 import logging
 import platform
+import ssl
 import threading
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+import warnings
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 
 from napari_unet import __version__
 from napari_unet.compute import worker
+from napari_unet.compute.place import LostOnTheWayError
 from napari_unet.compute.quietly import quietly
 from napari_unet.compute.task import Task
 from napari_unet.compute.transport import SharedArray
@@ -34,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 _WORKER_SECONDS = 5.0
+_FACTS_SECONDS = 30.0
+#: Workers that end by their time are often followed by others.
+_WITHOUT_WORKERS_SECONDS = 120.0
 _HEALTH_CHECK_SECONDS, _CHECKS_PER_COUNT = 0.5, 10
 #: A person waits no longer than this for a job that was cancelled; on the cluster it ends at its next yield.
 _CANCEL_SECONDS = 2.0
@@ -101,7 +108,7 @@ def require_safe(address: str, insecure: bool) -> str:
             f"{address} is not encrypted: anyone on the network could read scans and run programs as you. Use "
             "tls:// (docs/clusters.md), or allow it with --insecure."
         )
-    return address.strip()
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -140,16 +147,18 @@ class Cluster:
         self.address = require_safe(address, insecure)
         self.info: ClusterInfo | None = None
         self.topic = f"napari-unet-{uuid.uuid4().hex}"
-        self.unreachable = (
+        self._silent = (
             f"The cluster at {self.address} does not answer: check the address and that its scheduler runs. What was "
             "done so far is kept."
         )
+        self.unreachable = self._silent
         self._no_workers = (
             f"The cluster at {self.address} has no workers: start one with dask worker (docs/clusters.md)."
         )
         self._lock = threading.Lock()
         self._arrays: dict[str, _Handed] = {}
         self._gpu = False
+        self._gpus: dict[str, tuple[str, ...]] = {}  # of the workers that were there at the start
         self._room = 1
 
     def share(self, key: str, array: NDArray) -> SharedArray:
@@ -171,8 +180,12 @@ class Cluster:
     async def open(self) -> AsyncIterator[Any]:
         """Connect, and see that the workers are there and of our kind."""
         from distributed import Client
+        from distributed.versions import VersionMismatchWarning
 
+        # As a table, of libraries that need not be alike.
+        warnings.filterwarnings("ignore", category=VersionMismatchWarning)
         client: Any = None
+        self._gpu, self.unreachable = False, self._silent
         try:
             try:
                 client = Client(
@@ -188,7 +201,7 @@ class Cluster:
                 raise ClusterError(_why_not(error, self.unreachable)) from error
             try:
                 await self._take_stock(client)
-            except OSError as error:
+            except (OSError, TimeoutError) as error:
                 raise ClusterError(self.unreachable) from error
             yield client
         finally:
@@ -203,31 +216,57 @@ class Cluster:
             await client.wait_for_workers(1, timeout=_WORKER_SECONDS)
         except TimeoutError as error:
             raise ClusterError(self._no_workers) from error
-        answers: dict[str, Any] = await client.run(worker.facts, on_error="return")
+        try:
+            # The scheduler looks at jobs, too.
+            of_scheduler = await asyncio.wait_for(client.run_on_scheduler(worker.versions), _FACTS_SECONDS)
+        except (OSError, TimeoutError):
+            raise
+        except Exception as error:
+            raise ClusterError(
+                f"The cluster's scheduler cannot load napari-unet {__version__}: install the same version in its "
+                "environment."
+            ) from error
+        answers = await asyncio.wait_for(client.run(worker.facts, on_error="return"), _FACTS_SECONDS)
+        # One that left or hangs meanwhile says nothing about the others.
+        answers = {address: facts for address, facts in answers.items() if not isinstance(facts, OSError)}
         known = [facts for facts in answers.values() if isinstance(facts, WorkerFacts)]
-        _require_same_versions(known, len(answers))
-        workers = await self._count(client)
-        self.info = ClusterInfo(
-            self.address,
-            len(workers),
-            tuple(name for facts in known for name in facts.gpus),
-            sum(int(each.get("memory_limit") or 0) for each in workers),
-        )
+        _require_same_versions(known, len(answers), of_scheduler)
+        self._gpus = {address: facts.gpus for address, facts in answers.items()}
+        await self._count(client)
+        if not self._gpu and {bool(gpus) for gpus in self._gpus.values()} == {True, False}:
+            raise ClusterError(
+                "Some of the cluster's workers have GPUs and others have none: start those that have with --resources "
+                "GPU=1, so that jobs go there (docs/clusters.md)."
+            )
 
-    async def _count(self, client: Any) -> list[dict[str, Any]]:
-        workers = list((await client.scheduler.identity(n_workers=-1))["workers"].values())
-        self._gpu = any(each.get("resources", {}).get("GPU") for each in workers)
+    async def _count(self, client: Any) -> None:
+        found = (await client.scheduler.identity(n_workers=-1))["workers"]
+        workers = list(found.values())
+        # What was found to need a GPU needs one also while all that have some are away.
+        self._gpu = self._gpu or any(each.get("resources", {}).get("GPU") for each in workers)
         self._room = sum(
             max(1, int(each["resources"]["GPU"])) if self._gpu else int(each["nthreads"])
             for each in workers
             if not self._gpu or each.get("resources", {}).get("GPU")
         )
-        return workers
+        self.info = ClusterInfo(
+            self.address,
+            len(workers),
+            tuple(name for address in found for name in self._gpus.get(address, ())),
+            sum(int(each.get("memory_limit") or 0) for each in workers),
+        )
 
     async def until_gone(self, client: Any) -> None:
-        """Return when the scheduler is gone. Workers come and go, and are counted meanwhile."""
-        while client.status == "running":
+        """Return when the scheduler is gone, or all workers are for long. They are counted meanwhile."""
+        # Dask's client connects again by itself, but without our topic.
+        connection, last_room = client.scheduler_comm, time.monotonic()
+        while client.status == "running" and client.scheduler_comm is connection:
             await quietly(self._count, client)
+            now = time.monotonic()
+            last_room = now if self._room else last_room
+            if now - last_room > _WITHOUT_WORKERS_SECONDS:
+                self.unreachable = self._no_workers
+                return
             for _ in range(_CHECKS_PER_COUNT):
                 if client.status == "running":
                     await asyncio.sleep(_HEALTH_CHECK_SECONDS)
@@ -246,8 +285,8 @@ class Cluster:
             if is_large:
                 # Beside the scheduler's own tables, which it would fill.
                 arrays[CALL] = (await client.scatter({f"{order.key}-call": task.call}))[f"{order.key}-call"]
-        except TimeoutError as error:
-            raise ClusterError(self._no_workers) from error
+        except (OSError, KeyError) as error:  # a worker was lost in the midst of it
+            raise LostOnTheWayError from error
         future = client.submit(
             worker.run,
             order,
@@ -300,13 +339,18 @@ class _Handed:
     def __init__(self, array: NDArray) -> None:
         self.array = array
         self._future: Any = None
-        self._handing = asyncio.Lock()
+        # A lock belongs to its event loop, and each connection may have another.
+        self._handing: tuple[Any, asyncio.Lock] = (None, asyncio.Lock())
 
     async def on(self, client: Any, name: str) -> Any:
         """Return the array's future on a cluster; hand it over if it is not there, or no longer."""
-        async with self._handing:
-            if self._future is None or self._future.client is not client or self._future.status != "finished":
-                self._future = (await client.scatter({name: self.array}))[name]
+        if self._handing[0] is not client:
+            self._handing = (client, asyncio.Lock())
+        async with self._handing[1]:
+            while self._future is None or self._future.client is not client or self._future.status != "finished":
+                # Workers that pause for want of memory, or are about to come, are waited for.
+                with contextlib.suppress(TimeoutError):
+                    self._future = (await client.scatter({name: self.array}))[name]
             return self._future
 
     def release(self) -> None:
@@ -347,17 +391,20 @@ def _why_not(error: Exception, unreachable: str) -> str:
             "A TLS file that Dask's configuration names is not there: check distributed.comm.tls in ~/.config/dask, "
             "see docs/clusters.md."
         )
-    text = str(error).lower()
-    if "ssl" in text or "certificate" in text or "tls" in text:
-        return (
-            "The cluster's certificate and ours do not go together: use the certificate files that whoever runs the "
-            "cluster gave you, see docs/clusters.md."
-        )
+    link: BaseException | None = error
+    while link is not None:
+        # A peer that refuses the certificate hangs up in the midst of the handshake.
+        if isinstance(link, ssl.SSLError) or type(link).__name__ == "FatalCommClosedError":
+            return (
+                "The cluster's certificate and ours do not go together: use the certificate files that whoever runs "
+                "the cluster gave you, see docs/clusters.md."
+            )
+        link = link.__cause__ or link.__context__
     return unreachable
 
 
-def _require_same_versions(known: list[WorkerFacts], n_workers: int) -> None:
-    """Refuse workers that would misunderstand what they are sent.
+def _require_same_versions(known: list[WorkerFacts], n_workers: int, of_scheduler: tuple[str, str]) -> None:
+    """Refuse workers, and a scheduler, that would misunderstand what they are sent.
 
     Raises
     ------
@@ -370,14 +417,11 @@ def _require_same_versions(known: list[WorkerFacts], n_workers: int) -> None:
             "install the same version in their environment."
         )
     own_python = platform.python_version_tuple()[:2]
-    checks: tuple[tuple[str, str, Callable[[WorkerFacts], str]], ...] = (
-        ("napari-unet", __version__, lambda facts: facts.version),
-        ("Python", ".".join(own_python), lambda facts: facts.python),
-    )
-    for name, own, of in checks:
-        others = sorted({of(facts) for facts in known} - {own})
+    theirs = {(facts.version, facts.python) for facts in known} | {of_scheduler}
+    for number, (name, own) in enumerate((("napari-unet", __version__), ("Python", ".".join(own_python)))):
+        others = sorted({each[number] for each in theirs} - {own})
         if others:
             raise ClusterError(
-                f"The cluster's workers run {name} {', '.join(others)}, this computer runs {own}: install the same "
+                f"The cluster's processes run {name} {', '.join(others)}, this computer runs {own}: install the same "
                 "version on both."
             )

@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from napari_unet.compute.place import Place
+from napari_unet import __version__
+from napari_unet.compute.place import LostOnTheWayError, Place
 from napari_unet.compute.task import Task, Verdict
 from napari_unet.compute.transport import discard, unwrap
 from napari_unet.compute.worker import Lane, Outcome
@@ -269,22 +270,56 @@ class Dispatcher:
         """Send a task, wait for it or for its cancellation; None if its process was lost."""
         if task.stop.is_set():
             return None
-        async with self._place.sent(client, task) as result:
-            ends = [asyncio.ensure_future(event.wait()) for event in (task.stop, task.lost_too_often)]
-            either: list[asyncio.Future[Any]] = [result, *ends]
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stop, lost = (asyncio.ensure_future(event.wait()) for event in (task.stop, task.lost_too_often))
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                sending = asyncio.ensure_future(stack.enter_async_context(self._place.sent(client, task)))
+                await _either(sending, stop)
+                if not sending.done():
+                    # Large scans on slow lines: the person need not wait for them to arrive.
+                    sending.cancel()
+                    await asyncio.wait({sending})
+                    return None
+                try:
+                    result = sending.result()
+                except LostOnTheWayError:
+                    return None
+                await _either(result, stop, lost)
                 if not result.done() and task.stop.is_set():
                     await self._place.interrupt(client, task, result)
-            finally:
-                for end in ends:
-                    end.cancel()
-            if not result.done() or result.cancelled():
-                return None
-            if result.exception() is not None:
-                logger.info("Job %s was not finished: %s", task.id, type(result.exception()).__name__)
-                return None
-            return result.result()
+                return _outcome_of(result, task.id)
+        finally:
+            stop.cancel()
+            lost.cancel()
+
+
+async def _either(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _outcome_of(result: asyncio.Future[Outcome], job: str) -> Outcome | None:
+    """Return what became of a job; None if its process was lost.
+
+    Raises
+    ------
+    ClusterError
+        Dask could not run it at all.
+    """
+    from distributed.client import FutureCancelledError
+    from distributed.scheduler import KilledWorker
+
+    if not result.done() or result.cancelled():
+        return None
+    error = result.exception()
+    if error is None:
+        return result.result()
+    logger.info("Job %s was not finished: %s", job, type(error).__name__)
+    if isinstance(error, KilledWorker | FutureCancelledError | OSError):
+        return None
+    raise ClusterError(
+        f"The job could not be run ({type(error).__name__}): install napari-unet {__version__} where the cluster's "
+        "scheduler and workers run."
+    ) from error
 
 
 def _silence_dask() -> None:

@@ -139,7 +139,8 @@ class Engine:
     def state(self) -> EngineState:
         """``stopped``, ``starting``, ``ready``, ``away``, ``failed`` or ``closed`` (for good).
 
-        A cluster that is ``away`` is looked for until it is back; an engine that ``failed`` is started again to retry.
+        A cluster that is ``away`` is looked for until it is back, and one that ``failed`` is tried again with the next
+        job; where this computer failed, :meth:`start` tries again.
         """
         return self._state
 
@@ -259,7 +260,7 @@ class Engine:
             logger.exception("A job cannot be pickled")
             self._tell(job, "error", EngineError("This job cannot be handed to the computing process: see the log."))
             return job
-        if self._state == "failed":
+        if self._state == "failed" and self._cluster is None:
             self._tell(job, "error", self._failure())
             return job
         self.start()

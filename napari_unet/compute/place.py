@@ -13,6 +13,10 @@ from napari_unet.compute.transport import SharedArray
 from napari_unet.compute.worker import Lane, Outcome
 
 
+class LostOnTheWayError(Exception):
+    """What a job needs was lost while it was handed over; it may be sent again."""
+
+
 class Place(Protocol):
     """What differs between places. What is async, and what says so, runs on the dispatcher's event loop.
 
@@ -57,7 +61,12 @@ class Place(Protocol):
         """Return how many jobs of a lane may run at the same time; on the event loop."""
 
     def sent(self, client: Any, task: Task) -> AbstractAsyncContextManager[asyncio.Future[Outcome]]:
-        """Send a task, and give what becomes of it."""
+        """Send a task, and give what becomes of it.
+
+        Raises
+        ------
+        LostOnTheWayError
+        """
 
     async def interrupt(self, client: Any, task: Task, result: asyncio.Future[Outcome]) -> None:
         """Ask a task that runs to stop, and see to it that the person does not wait for it."""

@@ -104,11 +104,16 @@ class WorkerFacts:
     gpus: tuple[str, ...]
 
 
+def versions() -> tuple[str, str]:
+    """Return the versions of this package and of Python, where this runs."""
+    return __version__, ".".join(platform.python_version_tuple()[:2])
+
+
 async def facts() -> WorkerFacts:
     """Return what there is to know of the worker this runs on."""
     # Seconds of imports, beside the worker's event loop.
     gpus = await asyncio.to_thread(_gpus)
-    return WorkerFacts(__version__, ".".join(platform.python_version_tuple()[:2]), gpus)
+    return WorkerFacts(*versions(), gpus)
 
 
 def _gpus() -> tuple[str, ...]:

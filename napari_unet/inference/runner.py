@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -83,6 +84,7 @@ class Runner:
         self._alike: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self._run: Callable[[Tensor], Tensor] = self._with_torch
         self._is_short = False
+        self._in_use = threading.RLock()
         try:
             self._network = network if self._spare is None else copy.deepcopy(network)
             self._network.to(compute.device)
@@ -104,17 +106,19 @@ class Runner:
         EngineError
             The computer's memory is too small, too.
         """
-        while True:
-            try:
-                return work()
-            except _BeginAnew:
-                continue
-            except (RuntimeError, MemoryError) as error:
-                # Outside of a pass: the sums of a slab, or what a GPU answers late.
+        # A cluster's worker may run several jobs, and what is learnt of memory and device changes the network.
+        with self._in_use:
+            while True:
                 try:
-                    self._recover(error, 1, 0)
+                    return work()
                 except _BeginAnew:
                     continue
+                except (RuntimeError, MemoryError) as error:
+                    # Outside of a pass: the sums of a slab, or what a GPU answers late.
+                    try:
+                        self._recover(error, 1, 0)
+                    except _BeginAnew:
+                        continue
 
     def beside(self, head: PixelHead) -> PixelHead:
         """Return a classifier of pixels on the device; the one given stays where it is."""

@@ -279,7 +279,7 @@ class Autosave:
             # One writer at a time, or an older copy could take the place of a newer one.
             with self._writing:
                 # Asked for first: the copy holds that event, and perhaps some that are on their way to the journal.
-                seq = max(self._journal.seq, self._seq.get(state.scan.fingerprint, 0))
+                seq = max(self._journal.settle(), self._seq.get(state.scan.fingerprint, 0))
                 with self._steady:
                     saved = SavedAnnotation(state.annotation.copy(), state.locked.copy(), state.taught.copy(), seq)
                 self._project.write_annotation(state.scan.fingerprint, saved)

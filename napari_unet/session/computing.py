@@ -59,7 +59,7 @@ class Computing:
 
     def __init__(self, worker: Worker, require_rest: Callable[[], None], moved: Callable[[], None]) -> None:
         self._worker, self._require_rest, self._moved = worker, require_rest, moved
-        self._told: tuple[object, ...] = ()
+        self._told = self.in_words
 
     @property
     def address(self) -> str | None:
@@ -78,9 +78,8 @@ class Computing:
 
     def has_changed(self) -> bool:
         """Return whether there is something else to be said than when this was last asked."""
-        now = (self._worker.engine.state, self._worker.engine.trouble)
-        before, self._told = self._told, now
-        return bool(before) and now != before
+        before, self._told = self._told, self.in_words
+        return self._told != before
 
     def use(self, address: str | None, *, insecure: bool = False) -> None:
         """Compute there from now on; work and edits stay as they are.

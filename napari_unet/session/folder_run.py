@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +16,14 @@ from napari_unet.compute.engine import Job
 from napari_unet.compute.jobs import ScanHandle, predict_whole
 from napari_unet.compute.predictor import Prediction
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import ClusterError, EngineError, ExportError, NapariUnetError, ScanError
+from napari_unet.domain.errors import (
+    ClusterError,
+    EngineError,
+    ExportError,
+    NapariUnetError,
+    ScanError,
+    traceback_without_messages,
+)
 from napari_unet.domain.progress import Progress
 from napari_unet.session.cohort import TABLE
 from napari_unet.session.predicting import (
@@ -43,48 +52,51 @@ class FolderRun:
     Parameters
     ----------
     worker : Worker
-    targets : sequence of Target
+    find : callable
+        Returns the scans; called beside the caller's thread, since a folder may take long to search.
     folder : MaskFolder
-        Where the masks go, and a table of the scans every few seconds, where there are several.
+        Where the masks go.
     moved : callable
         Called with each outcome, and at the end with None: then :attr:`error` says whether it came to its end.
     keep_going : bool
         Whether the failure of one scan is not the end.
+    table : bool
+        Write a table of the scans to the folder, every few seconds and in the end.
 
     Attributes
     ----------
+    targets : tuple of Target
+        Empty until they were found.
     outcomes : list of Outcome
         In the order in which they came.
     error : NapariUnetError or None
         What ended it before its end.
-
-    Raises
-    ------
-    ExportError
-        Two scans would be written to one file; nothing has been written.
     """
 
     def __init__(
         self,
         worker: Worker,
-        targets: Sequence[Target],
+        find: Callable[[], Sequence[Target]],
         folder: MaskFolder,
         moved: Callable[[Outcome | None], None],
         *,
         keep_going: bool = True,
+        table: bool = True,
     ) -> None:
-        require_own_names(targets)
-        self.targets = tuple(targets)
+        self._find, self._has_table = find, table
+        self.targets: tuple[Target, ...] = ()
         self.outcomes: list[Outcome] = []
         self.error: NapariUnetError | None = None
         self._worker, self._engine, self._folder, self._moved = worker, worker.engine, folder, moved
         self._keep_going = keep_going
-        self._queue = deque(targets)
+        self._queue: deque[Target] = deque()
         self._tries: dict[Target, int] = {}
         self._reading = False
         self._jobs: dict[Target, Job] = {}
         self._open = 0  # scans in memory: read, predicted or being written
         self._shared = Counter[str]()  # two files may hold the same voxels
+        self._token = uuid.uuid4().hex  # another run may have the same scans
+        self._tabling = threading.Lock()
         self._over = False
         self._begun = self._table_written = time.monotonic()
         # One thread, so that a disk is read and written in turns, and masks in the order in which they come.
@@ -99,7 +111,7 @@ class FolderRun:
     @property
     def is_whole(self) -> bool:
         """Whether every scan has its outcome."""
-        return len(self.outcomes) == len(self.targets)
+        return bool(self.targets) and len(self.outcomes) == len(self.targets)
 
     @property
     def n_under_way(self) -> int:
@@ -112,7 +124,8 @@ class FolderRun:
         n_left = len(self.targets) - len(self.outcomes)
         made = [outcome for outcome in self.outcomes if not outcome.done_before]
         each = (time.monotonic() - self._begun) / len(made) if made else None
-        return Progress(len(self.outcomes) / len(self.targets), None if each is None else n_left * each)
+        done = len(self.outcomes) / len(self.targets) if self.targets else 0.0
+        return Progress(done, None if each is None else n_left * each)
 
     def in_words(self) -> str:
         """Return what became of the scans so far, in a sentence."""
@@ -120,6 +133,8 @@ class FolderRun:
         parts = [f"{n['done']} masked", f"{n['done before']} masked before" if n["done before"] else ""]
         parts.append(f"{n['failed']} failed (the reasons are in {TABLE})" if n["failed"] else "")
         total = len(self.targets)
+        if not total:
+            return "Looking for scans..."
         head = f"{len(self.outcomes)} of {total} scans" if len(self.outcomes) < total else f"All {total} scans"
         return f"{head}: {', '.join(filter(None, parts))}."
 
@@ -132,8 +147,19 @@ class FolderRun:
         wait_until(lambda: self._over, self._engine, timeout, "the folder")
 
     def _begin(self, compute: ResolvedCompute) -> None:
+        if self._over:
+            return
         self._compute = compute
         self._checkpoint = self._worker.share_checkpoint(self._folder.checkpoint)
+        self._behind(self._look, self._found, self._end)
+
+    def _look(self) -> tuple[Target, ...]:
+        targets = tuple(self._find())
+        require_own_names(targets)
+        return targets
+
+    def _found(self, targets: tuple[Target, ...]) -> None:
+        self.targets, self._queue = targets, deque(targets)
         self._feed()
 
     def _feed(self) -> None:
@@ -144,28 +170,44 @@ class FolderRun:
             self._reading = True
             self._open += 1
             target = self._queue.popleft()
-            self._behind(partial(self._folder.open, target), partial(self._opened, target))
+            read, opened = partial(self._folder.open, target), partial(self._opened, target)
+            self._behind(read, opened, partial(self._not_read, target, time.monotonic()))
         elif not self._open:
             self._end(None)
 
-    def _behind(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Do work on the thread for files, and then something with its result on the caller's."""
+    def _behind(
+        self, work: Callable[[], Any], then: Callable[[Any], object], fail: Callable[[NapariUnetError], object]
+    ) -> None:
+        """Do work on the thread for files, and then something with its result, or its error, on the caller's."""
 
         def pass_on(done: Future[Any]) -> None:
             if not done.cancelled():
-                self._engine.call(partial(self._take, done, then))
+                self._engine.call(partial(self._take, done, then, fail))
 
         self._files.submit(work).add_done_callback(pass_on)
 
-    def _take(self, done: Future[Any], then: Callable[[Any], None]) -> None:
+    def _take(
+        self, done: Future[Any], then: Callable[[Any], object], fail: Callable[[NapariUnetError], object]
+    ) -> None:
         if self._over:
             return
         error = done.exception()
         if error is None:
             then(done.result())
+        elif isinstance(error, NapariUnetError):
+            fail(error)
         else:
-            logger.error("A file could not be read or written", exc_info=error)
-            self._end(ExportError("Something unexpected happened to a file: see the log for the details."))
+            logger.error("A file could not be read or written:\n%s", traceback_without_messages(error))
+            kind = (
+                "There is not enough memory for it"
+                if isinstance(error, MemoryError)
+                else "Something unexpected happened"
+            )
+            fail(ExportError(f"{kind} ({type(error).__name__}): see the log for the details."))
+
+    def _not_read(self, target: Target, started: float, error: NapariUnetError) -> None:
+        self._reading = False
+        self._close(failed(target, error, started))
 
     def _opened(self, target: Target, opened: OpenedTarget | Outcome) -> None:
         self._reading = False
@@ -178,8 +220,8 @@ class FolderRun:
             self._close(failed(target, error, opened.started))
         else:
             scan = opened.scan
-            voxels = self._engine.share(_key(opened), scan.data)
-            self._shared[_key(opened)] += 1
+            voxels = self._engine.share(self._key(opened), scan.data)
+            self._shared[self._key(opened)] += 1
             self._jobs[target] = self._engine.submit(
                 predict_whole,
                 ScanHandle.of(scan, voxels),
@@ -190,19 +232,24 @@ class FolderRun:
                 lane="folder",
                 on_result=partial(self._predicted, opened),
                 on_error=partial(self._not_predicted, opened),
+                on_cancelled=partial(self._let_go, opened),
             )
             self._feed()
 
     def _predicted(self, opened: OpenedTarget, found: Prediction) -> None:
+        self._let_go(opened)
         if self._over:
             return
-        self._let_go(opened)
-        self._behind(partial(self._folder.write, opened, found), self._close)
+        fail = partial(self._not_written, opened)
+        self._behind(partial(self._folder.write, opened, found), self._close, fail)
+
+    def _not_written(self, opened: OpenedTarget, error: NapariUnetError) -> None:
+        self._close(failed(opened.target, error, opened.started))
 
     def _not_predicted(self, opened: OpenedTarget, error: NapariUnetError) -> None:
+        self._let_go(opened)
         if self._over:
             return
-        self._let_go(opened)
         target = opened.target
         if isinstance(error, ClusterError):
             self._end(error)
@@ -214,26 +261,33 @@ class FolderRun:
         else:
             self._close(failed(target, error, opened.started))
 
+    def _key(self, opened: OpenedTarget) -> str:
+        return f"{opened.scan.fingerprint}-{self._token}"
+
     def _let_go(self, opened: OpenedTarget) -> None:
         del self._jobs[opened.target]
-        self._shared[_key(opened)] -= 1
-        if not self._shared[_key(opened)]:
-            self._engine.forget(_key(opened))
+        self._shared[self._key(opened)] -= 1
+        if not self._shared[self._key(opened)]:
+            self._engine.forget(self._key(opened))
 
     def _close(self, outcome: Outcome) -> None:
         """Take down what became of a scan; go on."""
         self._open -= 1
         self.outcomes.append(outcome)
-        self._moved(outcome)
-        if outcome.error is not None and not self._keep_going:
-            self._end(outcome.error)
-        elif len(self.targets) > 1 and time.monotonic() - self._table_written > _SECONDS_BETWEEN_TABLES:
-            self._table_written = time.monotonic()
-            self._behind(self._write_table, lambda _: None)
-        self._feed()
+        try:
+            self._moved(outcome)
+        finally:  # whoever listens does not hold up the rest
+            if outcome.error is not None and not self._keep_going:
+                self._end(outcome.error)
+            elif self._has_table and time.monotonic() - self._table_written > _SECONDS_BETWEEN_TABLES:
+                self._table_written = time.monotonic()
+                # One that is open in another program is written later.
+                self._behind(self._write_table, _nothing, _nothing)
+            self._feed()
 
     def _write_table(self) -> None:
-        write_table(self._folder.path, self.targets, list(self.outcomes))
+        with self._tabling:
+            write_table(self._folder.path, self.targets, list(self.outcomes))
 
     def _end(self, error: NapariUnetError | None) -> None:
         if self._over:
@@ -242,7 +296,7 @@ class FolderRun:
         for job in self._jobs.values():
             job.cancel()
         self._files.shutdown(wait=False, cancel_futures=True)
-        if len(self.targets) > 1:
+        if self._has_table:
             try:
                 self._write_table()
             except ExportError as problem:
@@ -252,3 +306,7 @@ class FolderRun:
 
 def _key(opened: OpenedTarget) -> str:
     return f"{opened.scan.fingerprint}-of-a-folder"
+
+
+def _nothing(_: object) -> None:
+    """Take no notice."""

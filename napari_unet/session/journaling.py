@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 #: What the disk refused is tried again after so many seconds, and with the next entry.
 _AGAIN_SECONDS = 5.0
+_SETTLE_SECONDS = 1.0
 
 
 class Journaling:
@@ -74,6 +75,12 @@ class Journaling:
         with self._changed:
             return self._seq
 
+    def settle(self) -> int:
+        """Wait a little until what was put is on the disk; return :attr:`seq`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting or self._refusing, _SETTLE_SECONDS)
+            return self._seq
+
     def close(self) -> bool:
         """Write what waits, end the thread and give the lock back; return whether everything was written."""
         with self._changed:
@@ -120,6 +127,7 @@ class Journaling:
                 )
             with self._changed:
                 begins, self._refusing = not self._refusing, True
+                self._changed.notify_all()
             if begins:
                 self._failed(error)
             return journal
@@ -127,4 +135,5 @@ class Journaling:
             for _ in entries:
                 self._waiting.popleft()
             self._seq, self._refusing = seq, False
+            self._changed.notify_all()
         return journal

@@ -166,6 +166,7 @@ class MaskFolder:
             how = how_written(scan, self.checkpoint.card.label_schema, self._how)
             unsure = uncertainty_path(path, scan) if self.uncertainty else None
             made = done_before(path, unsure, scan, self.checkpoint.id, how)
+            scan.fingerprint  # noqa: B018 - hashed here, where nobody waits for it
         except NapariUnetError as error:
             return failed(target, error, started)
         if made is not None:
@@ -184,6 +185,11 @@ class MaskFolder:
 
 def failed(target: Target, error: NapariUnetError, started: float) -> Outcome:
     """Return the outcome of a target that came to nothing."""
+    # Tracebacks hold on to the voxels that were at hand where it arose.
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
     return Outcome(target, None, error, seconds=time.monotonic() - started)
 
 

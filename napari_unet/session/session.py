@@ -34,7 +34,7 @@ from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
-from napari_unet.session.predicting import MaskFolder, Outcome, find_targets
+from napari_unet.session.predicting import MaskFolder, Outcome, Target, find_targets
 from napari_unet.session.proposing import WORSE_THAN_NOTHING, ProposalRun
 from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
 from napari_unet.session.verdict import Verdict, with_history
@@ -127,7 +127,9 @@ class Session:
         SessionError
             Something is being computed.
         """
-        if any(run is not None and not run.is_over for run in (self.proposal, self.training, self.folder)):
+        if any(
+            run is not None and not run.is_over for run in (self.proposal, self.training, self.folder, self.clean_up)
+        ):
             raise SessionError("Something is being computed: wait for it, or stop it first.")
 
     def _moved_elsewhere(self) -> None:
@@ -135,6 +137,7 @@ class Session:
         self.clean_up.dismiss()
         self.start()
         self.compute_changed.emit()
+        self.settings_changed.emit()
 
     def _know_device(self, compute: ResolvedCompute) -> None:
         # Until now all was planned for a CPU.
@@ -146,6 +149,8 @@ class Session:
         """Take in what the engine has said since; called on the session's thread."""
         self.engine.poll()
         if self.computing.has_changed():
+            if self.engine.state == "away":
+                self._worker.forget_compute()
             self.compute_changed.emit()
         self._tell_save_errors()
 
@@ -586,11 +591,7 @@ class Session:
         Raises
         ------
         SessionError
-            There is no model, or a folder is under way.
-        ScanError
-            Nothing in the folder can be read.
-        ExportError
-            Two scans would be written to one mask.
+            There is no model, or a folder is under way. What else is wrong is notified.
         """
         if self.folder is not None and not self.folder.is_over:
             raise SessionError("A folder is being masked: wait for it, or stop it first.")
@@ -598,8 +599,13 @@ class Session:
             raise SessionError("There is no model yet that could mask a folder: fine-tune one, or choose one.")
         if out.resolve() == source.resolve():
             raise SessionError("The masks need a folder of their own: choose another one.")
+
+        def find() -> list[Target]:
+            # Masks of an earlier run, in a folder below the scans, are no scans.
+            return [each for each in find_targets([source]) if not each.source.resolve().is_relative_to(out.resolve())]
+
         into = MaskFolder(out, self.model, {}, format_name=None)
-        self.folder = FolderRun(self._worker, find_targets([source]), into, self._folder_moved)
+        self.folder = FolderRun(self._worker, find, into, self._folder_moved)
         self.folder_changed.emit()
 
     def _folder_moved(self, outcome: Outcome | None) -> None:

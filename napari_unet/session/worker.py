@@ -64,6 +64,10 @@ class Worker:
         self._waiting.clear()
         self._ready_next = None
 
+    def forget_compute(self) -> None:
+        """Find out anew, when it is next asked for, what there is to compute with: it may be another machine then."""
+        self.compute, self._asked = None, False
+
     def resolve(self) -> None:
         """Find out about device, precision and threads, in the engine, so that the window does not wait."""
         if not self._asked:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from napari_unet.domain.errors import TrainingError
 
@@ -79,6 +79,26 @@ class Processes:
         distributed.broadcast(told, src=0)
         return [float(value) for value in told.tolist()]
 
+    def first_says(self, value: Any) -> Any:
+        """Return the first process's value: what each finds for itself, such as memory, may differ."""
+        if self.world == 1:
+            return value
+        from torch import distributed
+
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def least(self, value: int) -> int:
+        """Return the least of all processes' values."""
+        if self.world == 1:
+            return value
+        from torch import distributed
+
+        told: list[Any] = [None] * self.world
+        distributed.all_gather_object(told, value)
+        return min(told)
+
     def unite(self, network: nn.Module, device: str) -> nn.Module:
         """Return a network whose gradients are those of all processes' parts, averaged."""
         if self.world == 1:
@@ -112,7 +132,7 @@ def of_torchrun() -> Iterator[Processes]:
     if has_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        distributed.init_process_group("nccl" if has_gpus else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo")
     except (RuntimeError, ValueError) as error:
         raise TrainingError("The processes that torchrun started cannot reach one another: see its output.") from error
     try:

@@ -63,7 +63,7 @@ def mask(engine, source, out, checkpoint, settings=ALIKE, **more):
     """Mask a folder with an engine; return the run."""
     heard = []
     folder = MaskFolder(out, checkpoint, {"inference.mirror": False}, format_name=None)
-    made = FolderRun(Worker(engine, settings), find_targets([source]), folder, heard.append, **more)
+    made = FolderRun(Worker(engine, settings), lambda: find_targets([source]), folder, heard.append, **more)
     made.wait(300)
     assert heard[-1] is None
     assert heard[:-1] == made.outcomes
@@ -167,11 +167,11 @@ class TestFailures:
         source = write_scans(tmp_path / "in", 8)
         with contextlib.closing(Engine(address=cluster.address)) as engine:
             folder = MaskFolder(tmp_path / "out", trained, {}, format_name=None)
-            made = FolderRun(Worker(engine, ALIKE), find_targets([source]), folder, lambda _: None)
+            made = FolderRun(Worker(engine, ALIKE), lambda: find_targets([source]), folder, lambda _: None)
             poll_until(engine, lambda: len(made.outcomes) >= 3)
             made.cancel()
         with contextlib.closing(Engine(address=cluster.address)) as engine:
-            made = FolderRun(Worker(engine, ALIKE), find_targets([source]), folder, lambda _: None)
+            made = FolderRun(Worker(engine, ALIKE), lambda: find_targets([source]), folder, lambda _: None)
             made.wait(120)
         status = [outcome.status for outcome in made.outcomes]
         assert status.count("done before") >= 3
@@ -196,7 +196,7 @@ class TestFailures:
             engine.start()
             poll_until(engine, lambda: engine.state == "ready")
             folder = MaskFolder(tmp_path / "out", trained, {}, format_name=None)
-            made = FolderRun(Worker(engine, ALIKE), find_targets([source]), folder, lambda _: None)
+            made = FolderRun(Worker(engine, ALIKE), lambda: find_targets([source]), folder, lambda _: None)
             poll_until(engine, lambda: made.outcomes)
             slow.suspend()
             try:
@@ -233,7 +233,7 @@ class TestFailures:
             folder = Counting(tmp_path / "out", trained, {}, format_name=None)
             killer.start()
             try:
-                made = FolderRun(Worker(engine, ALIKE), find_targets([source]), folder, lambda _: None)
+                made = FolderRun(Worker(engine, ALIKE), lambda: find_targets([source]), folder, lambda _: None)
                 made.wait(900)
             finally:
                 over.set()
@@ -334,7 +334,7 @@ def test_ten_thousand_queued_scans_take_no_more_memory_than_a_few(engine, traine
     folder = MaskFolder(tmp_path / "out", trained, {}, format_name="png", read=tiny)
     targets = [Target(tmp_path / f"{number}.png", Path()) for number in range(10_000)]
     engine = Borrowed(engine)
-    made = FolderRun(Worker(engine, ALIKE), targets, folder, lambda _: None)
+    made = FolderRun(Worker(engine, ALIKE), lambda: targets, folder, lambda _: None)
     memory = []
     for n in (300, 1000):
         poll_until(engine, lambda n=n: len(made.outcomes) >= n, 300)

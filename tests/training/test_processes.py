@@ -106,7 +106,7 @@ def test_two_processes_come_to_the_model_of_one(folders):
     ("setting", "says"),
     [
         ("training.batch_size=3", "multiple of 2"),
-        ("network.normalisation=batch", "needs GPUs"),
+        ("network.norm=batch", "needs GPUs"),
         ("training.accumulate=2", "accumulate"),
     ],
 )
