@@ -99,6 +99,7 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BENCH_VENV)/bin/python benchmarks/proposal.py $(BENCH_ARGS) --json $(RESULTS)/proposal.json
 	$(BIN)/python benchmarks/streaming.py $(BENCH_ARGS) --json $(RESULTS)/streaming.json
 	$(BIN)/python benchmarks/clusters.py $(BENCH_ARGS) --json $(RESULTS)/clusters.json
+	$(BIN)/python benchmarks/journal.py $(BENCH_ARGS) --json $(RESULTS)/journal.json
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 
 clean:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import psutil
 from record import circumstances, write
@@ -32,7 +33,7 @@ from record import circumstances, write
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from napari_unet.compute.device import resolve
 from napari_unet.compute.engine import Engine
-from napari_unet.compute.predictor import Predictor
+from napari_unet.compute.predictor import Prediction, Predictor
 from napari_unet.domain.compute import PATIENT_THREADS
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.progress import Progress
@@ -41,7 +42,7 @@ from napari_unet.domain.settings import ComputeSettings
 from napari_unet.io.registry import read_scan
 from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.models import find_task_model
-from napari_unet.session.predicting import MaskFolder, Target, predict_targets
+from napari_unet.session.predicting import MaskFolder, Outcome, Target, predict_targets
 from napari_unet.session.worker import Worker
 from tests.compute.cluster import RealCluster, dask_configured
 
@@ -137,9 +138,8 @@ def queued(n: int, n_done: int) -> dict[str, float]:
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as out, contextlib.closing(Engine(threads=1)) as engine:
         folder = MaskFolder(Path(out), find_task_model("nuclei-fluorescence"), {}, format_name="png", read=tiny)
-        run = FolderRun(
-            Worker(engine, _ONE_THREAD), [Target(Path(f"{i}.png"), Path()) for i in range(n)], folder, print_nothing
-        )
+        scans = [Target(Path(f"{i}.png"), Path()) for i in range(n)]
+        run = FolderRun(Worker(engine, _ONE_THREAD), lambda: scans, folder, print_nothing)
         memory, longest, started = {}, 0.0, time.perf_counter()
         while len(run.outcomes) < n_done:
             before = time.perf_counter()
@@ -166,6 +166,31 @@ def queued(n: int, n_done: int) -> dict[str, float]:
         "longest_poll_seconds": round(longest, 3),
         "stopped_after_seconds": round(stopped, 3),
     }
+
+
+def client_work(targets: list[Target]) -> dict[str, float]:
+    """Return the seconds per scan that the submitting side needs: reading, hashing, writing and reading back."""
+    with tempfile.TemporaryDirectory() as out:
+        folder, seconds, n_bytes = folder_of(Path(out), read_scan), [], []
+        for target in targets:
+            started = time.perf_counter()
+            opened = folder.open(target)
+            if isinstance(opened, Outcome):
+                raise RuntimeError(str(opened.error))
+            labels = np.zeros(opened.scan.spatial_shape, np.uint8)
+            labels[labels.shape[0] // 4 : labels.shape[0] // 2] = 1
+            folder.write(opened, Prediction(labels, None, ()))
+            seconds.append(time.perf_counter() - started)
+            n_bytes.append(opened.scan.data.nbytes)
+    return {"seconds": round(float(np.mean(seconds)), 4), "bytes": round(float(np.mean(n_bytes)))}
+
+
+def large_scan(folder: Path, depth: int) -> Target:
+    """Write a CT-like scan, compressed as such files are."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(0, 30, (512, 512, depth)).astype(np.int16)
+    nib.save(nib.Nifti1Image(data, np.diag([0.8, 0.8, 2.0, 1.0])), folder / "large.nii.gz")
+    return Target(folder / "large.nii.gz", Path())
 
 
 def print_nothing(outcome: object) -> None:
@@ -195,10 +220,10 @@ def main() -> None:
                 record["empty_jobs_per_second_here"] = round(empty_jobs(engine), 1)
         record[f"{name}_plain_seconds"], record[f"{name}_engine_seconds"] = round(plain, 2), round(by_engine, 2)
         record[f"{name}_overhead"] = round(by_engine / plain - 1, 4)
+    record["client"] = client_work(targets)
+    with tempfile.TemporaryDirectory() as folder:
+        record["client_large"] = client_work([large_scan(Path(folder), 10 if given.quick else 300)])
     record["queue"] = queued(*((200, 20) if given.quick else (10_000, 2_000)))
-    scans = [read_scan(path) for path in images]
-    record["bytes_per_scan"] = round(float(np.mean([scan.data.nbytes for scan in scans])))
-    record["mask_bytes_per_scan"] = round(float(np.mean([np.prod(scan.spatial_shape) for scan in scans])))
     write(record, given.json)
 
 

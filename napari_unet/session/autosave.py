@@ -184,13 +184,12 @@ class Autosave:
         if key in self._journaled or not self._saves(state):
             return
         self._journaled.add(key)
-        nothing = Annotation.empty(annotation.labels.shape, annotation.slice_axis, annotation.labels.dtype.type)
+        there = {name: getattr(annotation, name) for name in ("labels", "painted", "accepted")}
+        # Mostly there is nothing yet, and the person has just made a stroke.
         changes = {
-            name: SparseChange.between(getattr(nothing, name), getattr(annotation, name))
-            for name in ("labels", "painted", "accepted")
+            name: SparseChange.between(np.zeros_like(array), array) for name, array in there.items() if array.any()
         }
-        begun = Correction("import", **{name: change for name, change in changes.items() if len(change)})
-        self._put(state, Entry("import", correction=begun))
+        self._put(state, Entry("import", correction=Correction("import", **changes)))
 
     def _put(self, state: ScanState, entry: Entry) -> None:
         if not self._saves(state):

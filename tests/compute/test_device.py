@@ -134,6 +134,7 @@ class TestRuntimes:
         with pytest.raises(EngineError, match="pip install"):
             resolve(ComputeSettings(device="cpu", runtime="onnx"))
 
+    @pytest.mark.slow
     def test_the_probe_runs_what_is_installed(self):
         for name in ("torch", *installed_runtimes()):
             compute = ResolvedCompute("cpu", "float32", 1, runtime=name)

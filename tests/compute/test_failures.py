@@ -65,7 +65,8 @@ def test_a_job_that_does_not_stop_is_killed_and_the_other_lane_starts_again(engi
     assert engine.state == "ready"
 
 
-@pytest.mark.parametrize("victim", [pytest.param("distributed.Scheduler", marks=pytest.mark.slow), "QuietNanny"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["distributed.Scheduler", "QuietNanny"])
 def test_the_other_processes_are_replaced_too(engine, victim):
     heard = begin(engine, jobs.stubborn, 60)
     (process,) = [p for p in processes(engine) if victim in " ".join(p.cmdline())]

@@ -52,6 +52,7 @@ def test_uncertainty_is_there_hidden_and_the_brush_stays_in_the_hand(desk: Desk,
     assert layer not in desk.viewer.layers
 
 
+@pytest.mark.slow
 def test_it_may_be_deleted_and_comes_back_with_the_next_proposal(desk: Desk, checkpoint: Checkpoint) -> None:  # noqa: F811
     desk.session.use_model(checkpoint)
     desk.open(make_scan())
@@ -103,6 +104,7 @@ def test_a_clean_up_is_seen_before_it_is_done(desk: Desk) -> None:
     assert names(desk) == ["scan 1", "scan 1 labels"]
 
 
+@pytest.mark.slow
 def test_a_stopped_proposal_can_be_taken_back_with_one_press(desk: Desk, checkpoint: Checkpoint) -> None:  # noqa: F811
     desk.session.use_model(checkpoint)
     desk.open(make_scan((64, 96, 96)))

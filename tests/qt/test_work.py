@@ -185,6 +185,7 @@ print("left")
 
 
 @pytest.mark.parametrize("way", ["window", pytest.param("quit", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_program_ends_well_while_it_trains(tmp_path: Path, way: str) -> None:
     environment: dict[str, Any] = {
         **os.environ,

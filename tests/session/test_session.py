@@ -444,6 +444,7 @@ class TestImproving:
         assert computing.schema == trained.card.label_schema
 
 
+@pytest.mark.slow
 def test_a_session_of_its_own_starts_and_ends_with_its_engine(tmp_path, trained):
     """Processes, threads and files are gone afterwards (the leak check sees to that), whatever was under way."""
     from napari_unet.compute.engine import Engine
