@@ -111,7 +111,7 @@ class AnnotateWidget(QWidget):
         self.overlays.close()
         self.binder.close()
         self.improve.close_settings()
-        self.correct.close_clean_up()
+        self.correct.close_dialogs()
         self.propose.close_dialog()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
         for key in self._keys:

@@ -165,6 +165,17 @@ class Autosave:
             self._put(state, Entry(action or correction.kind, correction=correction, model=correction.proposal))
         self._mark(state)
 
+    def journal(self) -> Journal | None:
+        """Return the journal with all that was said so far, to be read; None where there is none.
+
+        Raises
+        ------
+        ProjectError
+            It is damaged.
+        """
+        self._journal.settle()
+        return self._project.journal()
+
     def note(self, action: str, model: str | None = None, **facts: Any) -> None:
         """Keep that something was done which changed no scan."""
         if not self._only_reads and not self._says_locked():

@@ -37,6 +37,7 @@ from napari_unet.session.planning import Planning
 from napari_unet.session.predicting import MaskFolder, Outcome, Target, find_targets
 from napari_unet.session.proposing import WORSE_THAN_NOTHING, ProposalRun
 from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
+from napari_unet.session.timeline import Timeline
 from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
 from napari_unet.storage.project_folder import ProjectFolder
@@ -104,6 +105,7 @@ class Session:
         self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
         self.planning = Planning(self, self._worker)
         self.clean_up = CleanUp(self, self._worker, lambda state, own: self._commit(state, own, "session"))
+        self.timeline = Timeline(self._autosave, self._restore)
         self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -296,6 +298,12 @@ class Session:
         state.history.add(correction)
         self._commit(state, correction, "view")
         return correction
+
+    def _restore(self, state: ScanState, correction: Correction) -> None:
+        if self.proposal is not None and self.proposal.state is state and not self.proposal.is_over:
+            self.cancel_proposal()
+        state.history.add(correction)
+        self._commit(state, correction, "session")
 
     def set_live(self, on: bool) -> None:
         """Have the slice on screen follow each stroke, or no longer; the model stays as it is."""

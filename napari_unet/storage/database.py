@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from napari_unet.domain.errors import ProjectError
 DATABASE = "project.db"
 
 _BUSY_SECONDS = 5.0
+#: Beginnings of the names that systems give the file systems of other computers.
+_NETWORK_DRIVES = ("nfs", "cifs", "smb", "afp", "webdav", "fuse.sshfs", "9p", "lustre", "beegfs", "gpfs", "ceph", "afs")
 
 #: Each takes a database from the version before to its own; what was once released is never changed.
 _MIGRATIONS = (
@@ -49,7 +52,7 @@ def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """Open a project's database; make it, or bring it up to date, unless it is only read.
 
     Every transaction is on the disk when it ends (``synchronous=FULL``). The write-ahead log lets readers read while
-    one writes; where a network drive has no shared memory for it, SQLite's rollback journal serves.
+    one writes; on network drives, which have no shared memory for it, SQLite's rollback journal serves.
 
     Parameters
     ----------
@@ -63,28 +66,32 @@ def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     ProjectError
         It is damaged, of a newer version, or cannot be read or written.
     """
+    address = path.resolve().as_uri()
+    if not read_only:
+        return _opened(f"{address}?mode=rwc", path, read_only=False)
+    # To read beside a writer SQLite writes to a file of its own; in a folder where it may not, nobody else writes.
+    writable = os.access(path.parent, os.W_OK)
+    return _opened(f"{address}?{'mode=ro' if writable else 'immutable=1'}", path, read_only=True)
+
+
+def _opened(address: str, path: Path, *, read_only: bool) -> sqlite3.Connection:
+    connection = None
     try:
-        if read_only:
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)
-        else:
-            connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
-    except sqlite3.Error as error:
-        raise ProjectError(f"The project's {path.name} cannot be opened: check the folder's permissions.") from error
-    connection.isolation_level = None  # transactions are begun by `transaction` alone
-    try:
+        connection = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
+        connection.isolation_level = None  # transactions are begun by `transaction` alone
         _prepare(connection, path, read_only)
-    except sqlite3.DatabaseError as error:
-        connection.close()
+    except (sqlite3.Error, ProjectError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, ProjectError):
+            raise
         raise ProjectError(why(error, path)) from error
-    except ProjectError:
-        connection.close()
-        raise
     return connection
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool) -> None:
     if not read_only:
-        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA journal_mode = {'DELETE' if is_on_network(path) else 'WAL'}")
         connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -103,6 +110,16 @@ def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool) -> Non
             for statement in _statements(_MIGRATIONS[number]):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def is_on_network(path: Path) -> bool:
+    """Return whether a file lies, or would lie, on a network drive."""
+    import psutil
+
+    folder = path.resolve().parent
+    holding = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    kind = max(holding, key=lambda part: len(part.mountpoint)).fstype.lower() if holding else ""
+    return kind.startswith(_NETWORK_DRIVES)
 
 
 _DAMAGED = (

@@ -1,4 +1,4 @@
-"""A window in which strokes are painted with the mouse until the program is killed; each is told when its button is up."""
+"""A window in which strokes are painted with the mouse until the program is killed; each is told when it is done."""
 
 from __future__ import annotations
 

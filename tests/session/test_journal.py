@@ -219,3 +219,46 @@ class TestDamage:
         session.close()
         assert list(verify(session.project.path)) == []
         assert_same_state(snapshot(open_session().add_scan(scan_of())), snapshot(state))
+
+
+class TestEarlierStates:
+    def test_each_can_be_gone_back_to_and_that_be_undone(self, open_session):
+        session = open_session()
+        state = session.add_scan(scan_of())
+        states = {}
+        for number in range(4):
+            session.record_edit(state, painted(state, np.s_[number], 1), slice(None))
+            until(lambda n=number: session._autosave._journal.seq == n + 2)
+            states[number + 2] = snapshot(state)
+        session.accept_slices(state, [0, 1])
+        last = snapshot(state)
+        moments = session.timeline.moments(state)
+        assert [moment.action for moment in moments] == ["import", "stroke", "stroke", "stroke", "stroke", "accept"]
+        for seq, then in states.items():
+            session.timeline.restore(state, seq)
+            assert_same_state(snapshot(state), then)
+            session.undo(state)
+            assert_same_state(snapshot(state), last)
+        session.timeline.restore(state, 2)
+        session.close()
+        assert_same_state(snapshot(open_session().add_scan(scan_of())), states[2])
+
+    def test_strokes_of_a_minute_are_one_line(self):
+        from napari_unet.session.timeline import Moment, summary
+
+        def moment(seq, second, action="stroke", reader="anna"):
+            return Moment(seq, f"2026-11-23T10:{second // 60:02}:{second % 60:02}.000+00:00", reader, action, 10)
+
+        found = summary(
+            [moment(1, 0), moment(2, 30), moment(3, 80), moment(4, 300), moment(5, 301, "undo"), moment(6, 302)]
+        )
+        assert [(m.seq, m.voxels) for m in found] == [(3, 30), (4, 10), (5, 10), (6, 10)]
+
+    def test_where_nothing_was_saved_there_is_nothing(self, open_session):
+        from napari_unet.domain.errors import SessionError
+
+        session = open_session()
+        state = session.add_scan(scan_of())
+        assert session.timeline.moments(state) == []
+        with pytest.raises(SessionError):
+            session.timeline.restore(state, 1)

@@ -12,6 +12,7 @@ from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
 from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.clean_up import CleanUpDialog
+from napari_unet.qt.panels.earlier import EarlierDialog
 from napari_unet.qt.panels.parts import Panel, button, colour_icon, line, tool
 from napari_unet.qt.panels.ribbon import SliceRibbon
 from napari_unet.session.session import Session
@@ -35,6 +36,7 @@ class CorrectPanel(Panel):
         super().__init__("Correct")
         self._session, self._binder, self._guard = session, binder, guard
         self.clean_up: CleanUpDialog | None = None
+        self.earlier: EarlierDialog | None = None
         self._classes = QWidget()
         self._grid = QGridLayout(self._classes)
         self._grid.setContentsMargins(0, 0, 0, 0)
@@ -60,7 +62,8 @@ class CorrectPanel(Panel):
         self.accept_scan = button("Accept scan", "All slices are right as they stand.", guard(self._accept_all))
         self.row(self.accept_slice, self.accept_scan)
         self._said = line("", "Accepted slices")
-        self.body.addWidget(self._said)
+        earlier = tool("Earlier...", "What was done to this scan, and back to any of it.", guard(self.open_earlier))
+        self.row(self._said, earlier).setStretch(0, 1)
         session.schema_changed.connect(self._list_classes)
         binder.tool_changed.connect(self._show_tool)
         for signal in (session.active_changed, session.acceptance_changed, session.labels_changed):
@@ -76,10 +79,19 @@ class CorrectPanel(Panel):
         self.clean_up.show()
         self.clean_up.raise_()
 
-    def close_clean_up(self) -> None:
-        """Close that dialog, if it is open."""
-        if self.clean_up is not None:
-            self.clean_up.close()
+    def close_dialogs(self) -> None:
+        """Close the dialogs that are open."""
+        for dialog in (self.clean_up, self.earlier):
+            if dialog is not None:
+                dialog.close()
+
+    def open_earlier(self) -> None:
+        """Open the list of what was done to the active scan."""
+        if self.earlier is None:
+            self.earlier = EarlierDialog(self._session, self._guard, self)
+        self.earlier.refresh()
+        self.earlier.show()
+        self.earlier.raise_()
 
     def _live_box(self) -> QCheckBox:
         self.live = QCheckBox("Live")
