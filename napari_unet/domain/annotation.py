@@ -70,6 +70,15 @@ class Correction:
     accepted: SparseChange | None = None
     proposal: str | None = None
 
+    @classmethod
+    def between(cls, kind: str, before: Annotation, after: Annotation) -> Correction:
+        """Return what turns one annotation into another of the same shape."""
+        labels, painted, accepted = (
+            SparseChange.between(getattr(before, name), getattr(after, name).astype(getattr(before, name).dtype))
+            for name in ("labels", "painted", "accepted")
+        )
+        return cls(kind, labels, painted, accepted)
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing would change."""

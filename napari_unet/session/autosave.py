@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_unet.domain.annotation import Annotation, Correction, SparseChange
+from napari_unet.domain.annotation import Annotation, Correction
 from napari_unet.domain.errors import ExportError, NapariUnetError, ProjectError, ScanError
 from napari_unet.session.journaling import Journaling
 from napari_unet.session.state import ScanState
@@ -195,12 +195,12 @@ class Autosave:
         if key in self._journaled or not self._saves(state):
             return
         self._journaled.add(key)
-        there = {name: getattr(annotation, name) for name in ("labels", "painted", "accepted")}
+        begun = Correction("import")
         # Mostly there is nothing yet, and the person has just made a stroke.
-        changes = {
-            name: SparseChange.between(np.zeros_like(array), array) for name, array in there.items() if array.any()
-        }
-        self._put(state, Entry("import", correction=Correction("import", **changes)))
+        if annotation.labels.any() or annotation.painted.any() or annotation.accepted.any():
+            nothing = Annotation.empty(annotation.labels.shape, annotation.slice_axis, annotation.labels.dtype.type)
+            begun = Correction.between("import", nothing, annotation)
+        self._put(state, Entry("import", correction=begun))
 
     def _put(self, state: ScanState, entry: Entry) -> None:
         if not self._saves(state):

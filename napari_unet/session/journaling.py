@@ -99,10 +99,8 @@ class Journaling:
             while True:
                 with self._changed:
                     # What was refused alone is no news, but is tried again after a while.
-                    self._changed.wait_for(
-                        lambda n=n_refused: len(self._waiting) > n or self._closing,
-                        _AGAIN_SECONDS if n_refused else None,
-                    )
+                    if len(self._waiting) <= n_refused and not self._closing:
+                        self._changed.wait(_AGAIN_SECONDS if n_refused else None)
                     entries, closing = list(self._waiting), self._closing
                 if entries:
                     journal = self._write(journal, entries)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_unet.domain.annotation import Annotation, Correction, SparseChange
+from napari_unet.domain.annotation import Annotation, Correction
 from napari_unet.domain.errors import SessionError
 from napari_unet.session.autosave import Autosave
 
@@ -103,12 +103,7 @@ class Timeline:
 
         Which slices judge stays as it is: what has judged never teaches.
         """
-        then, now = self.annotation_at(state, seq), state.annotation
-        changes = {
-            name: SparseChange.between(getattr(now, name), getattr(then, name).astype(getattr(now, name).dtype))
-            for name in ("labels", "painted", "accepted")
-        }
-        correction = Correction("restore", **{name: change for name, change in changes.items() if len(change)})
+        correction = Correction.between("restore", state.annotation, self.annotation_at(state, seq))
         if correction.is_empty:
             raise SessionError("The labels are what they were then.")
         self._commit(state, correction)
