@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap
-from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtGui import QColor, QIcon, QPainter, QPaintEvent, QPixmap
+from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 
 class Panel(QGroupBox):
@@ -55,6 +55,27 @@ def line(text: str = "", accessible: str = "") -> QLabel:
     if accessible:
         made.setAccessibleName(accessible)
     return made
+
+
+class OneLine(QLabel):
+    """A label of one line, cut where there is no room; the whole stands in its tool tip."""
+
+    def __init__(self, accessible: str) -> None:
+        super().__init__()
+        self.setAccessibleName(accessible)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+
+    def setText(self, text: str) -> None:
+        """Show a text."""
+        super().setText(text)
+        self.setToolTip(text)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Draw as much of the text as there is room for."""
+        painter = QPainter(self)
+        shown = self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideRight, self.width())
+        painter.drawText(self.rect(), int(Qt.AlignmentFlag.AlignVCenter), shown)
+        painter.end()
 
 
 def colour_icon(colour: tuple[float, float, float], side: int = 14) -> QIcon:

@@ -8,7 +8,7 @@ from pathlib import Path
 from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy
 
 from napari_unet.qt.panels.computing import ComputeDialog
-from napari_unet.qt.panels.parts import Panel, WorkBar, button, line, tool
+from napari_unet.qt.panels.parts import OneLine, Panel, WorkBar, button, line, tool
 from napari_unet.session.models import SCRATCH, STARTER, find_model, find_task_model, shipped_models
 from napari_unet.session.session import Session
 
@@ -42,8 +42,8 @@ class ProposePanel(Panel):
         self.bar.add(self.take_back)
         self.body.addWidget(self.bar)
         self.compute: ComputeDialog | None = None
-        self.where = line("", "Where things are computed")
-        self.where.setStyleSheet("color: gray;")
+        self.where = OneLine("Where things are computed")
+        self.where.setStyleSheet("color: #a0a4ab;")
         change = tool("Where...", "Compute on this computer, or on a cluster.", guard(self._choose_where))
         self.row(self.where, change).setStretch(0, 1)
         session.compute_changed.connect(self._show_where)
