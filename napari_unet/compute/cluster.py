@@ -106,7 +106,7 @@ def require_safe(address: str, insecure: bool) -> str:
     if parts.scheme == "tcp" and not insecure and not _is_loopback(host):
         raise ClusterError(
             f"{address} is not encrypted: anyone on the network could read scans and run programs as you. Use "
-            "tls:// (docs/clusters.md), or allow it with --insecure."
+            "tls:// (docs/clusters.md), or allow it: with --insecure, in the window by the box."
         )
     return f"{parts.scheme}://{parts.netloc}"
 

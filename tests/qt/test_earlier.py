@@ -31,7 +31,7 @@ def test_any_earlier_state_comes_back_and_goes_again(desk: Desk) -> None:
     desk.push(dialog.restore)
     np.testing.assert_array_equal(desk.layer.data, first)
     assert not desk.session.active.annotation.accepted.any()
-    assert "restore" in dialog.moments.item(0).text()
+    assert "gone back" in dialog.moments.item(0).text()
     desk.key(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     np.testing.assert_array_equal(desk.layer.data, second)
     assert desk.session.active.annotation.accepted[0]

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QCheckBox, QDialog, QFormLayout, QHBoxLayout, QLineEdit, QRadioButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLayout,
+    QLineEdit,
+    QRadioButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_unet.domain.errors import NapariUnetError
 from napari_unet.qt.panels.parts import button, line
@@ -50,6 +60,7 @@ class ComputeDialog(QDialog):
         layout.addLayout(form)
         layout.addWidget(self.said)
         layout.addLayout(buttons)
+        layout.setSizeConstraint(QLayout.SizeConstraint.SetMinimumSize)
         self.there.toggled.connect(self._refresh)
         self.address.textChanged.connect(self._refresh)
         self.setMinimumWidth(460)
@@ -60,7 +71,7 @@ class ComputeDialog(QDialog):
         (self.here if computing.address is None else self.there).setChecked(True)
         if computing.address is not None:
             self.address.setText(computing.address)
-        self.said.setText(computing.in_words)
+        self._say(computing.in_words)
         self._refresh()
         self.show()
         self.raise_()
@@ -69,6 +80,11 @@ class ComputeDialog(QDialog):
         """Let go of the trial with the dialog."""
         self._end_trial()
         super().done(result)
+
+    def _say(self, text: str) -> None:
+        self.said.setText(text)
+        # A sentence of several lines must not be made room for by what stands above it.
+        self.adjustSize()
 
     def _refresh(self) -> None:
         is_there = self.there.isChecked()
@@ -81,16 +97,16 @@ class ComputeDialog(QDialog):
         try:
             self._trial = Trial(self.address.text(), self.insecure.isChecked())
         except NapariUnetError as error:
-            self.said.setText(str(error))
+            self._say(str(error))
             return
-        self.said.setText("Connecting...")
+        self._say("Connecting...")
         self._look.start()
         self._refresh()
 
     def _look_at_trial(self) -> None:
         answer = None if self._trial is None else self._trial.answer
         if answer is not None:
-            self.said.setText(answer[1])
+            self._say(answer[1])
             self._end_trial()
             self._refresh()
 
@@ -105,6 +121,6 @@ class ComputeDialog(QDialog):
         try:
             self._session.computing.use(address, insecure=self.insecure.isChecked())
         except NapariUnetError as error:
-            self.said.setText(str(error))
+            self._say(str(error))
         else:
             self.accept()

@@ -15,6 +15,8 @@ from napari_unet.session.timeline import Moment, summary
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
+_WORDS = {"import": "the beginning", "restore": "gone back", "reopen": "opened again"}
+
 
 class EarlierDialog(QDialog):
     """What was done to the active scan, the latest first; any of it can be gone back to, and that be undone."""
@@ -63,6 +65,7 @@ class EarlierDialog(QDialog):
 
 def in_words(moment: Moment) -> str:
     """Return a moment as a line: local time, what, how much, by whom."""
+    action = _WORDS.get(moment.action, moment.action)
     at = datetime.datetime.fromisoformat(moment.at).astimezone()
     voxels = f", {moment.voxels:,} voxels" if moment.voxels else ""
-    return f"{at:%Y-%m-%d %H:%M:%S}   {moment.action}{voxels}, by {moment.reader}"
+    return f"{at:%Y-%m-%d %H:%M:%S}   {action}{voxels}, by {moment.reader}"
