@@ -84,7 +84,9 @@ class Dispatcher:
                 return False
             self._inbox.append(action)
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._drain)
+                # One that has just ended takes nothing; its thread works off what is left here.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._drain)
         return True
 
     def _drain(self) -> None:
