@@ -62,7 +62,19 @@ def _threads() -> set[threading.Thread]:
 
 def _children() -> set[psutil.Process]:
     found = psutil.Process().children(recursive=True)
-    return {p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and not _is_python_helper(p)}
+    alive = {p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE and not _is_python_helper(p)}
+    return {process for process in alive if not _is_of_a_cluster(process)}
+
+
+def _is_of_a_cluster(process: psutil.Process) -> bool:
+    """Return whether it belongs to a cluster of several tests, which starts workers when it likes."""
+    clusters = sys.modules.get("tests.compute.cluster")
+    if clusters is None:
+        return False
+    try:
+        return any(each.pid in clusters.RUNNING for each in (process, *process.parents()))
+    except psutil.Error:
+        return True
 
 
 def _is_python_helper(process: psutil.Process) -> bool:

@@ -17,6 +17,9 @@ import psutil
 import pytest
 from distributed import Security
 
+#: Schedulers and nannies that have not been stopped.
+RUNNING: set[int] = set()
+
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -79,7 +82,7 @@ class RealCluster:
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         self._n += 1
         with (self.folder / f"{words[0]}-{self._n}.log").open("wb") as log:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 [sys.executable, "-m", "dask", *words],
                 stdout=log,
                 stderr=log,
@@ -87,6 +90,8 @@ class RealCluster:
                 cwd=self.folder,
                 start_new_session=True,
             )
+        RUNNING.add(started.pid)
+        return started
 
     def until_there(self, n: int) -> None:
         """Wait until so many workers have registered."""
@@ -111,6 +116,7 @@ class RealCluster:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
+        RUNNING.discard(process.pid)
 
     def close(self) -> None:
         children = [p for s in self.workers for p in _children(s.pid)]
