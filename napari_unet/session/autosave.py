@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -26,8 +27,9 @@ from napari_unet.storage.journal import Entry, Journal, KnownScan, Sides
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
 
 _log = logging.getLogger(__name__)
-# The journal has it already: several strokes make one file.
-_DELAY_SECONDS = 1.0
+# The journal has it already, and to copy a large scan's labels holds the hand up: while strokes follow each other they
+# are not written, but for once in a while.
+_REST_SECONDS, _LONGEST_SECONDS = 3.0, 60.0
 #: Environment variable with the name under which a person's work is recorded.
 READER_VARIABLE = "NAPARI_UNET_READER"
 _NOBODY = "reader"
@@ -64,6 +66,7 @@ class Autosave:
         self._steady = threading.Lock()
         self._writing = threading.Lock()
         self._closing = False
+        self._n_marks = 0
         self._thread: threading.Thread | None = None
         self._errors: SimpleQueue[NapariUnetError] = SimpleQueue()
 
@@ -236,6 +239,7 @@ class Autosave:
             self._dirty |= self._unsaved
             self._unsaved.clear()
             self._dirty[state.scan.fingerprint] = state
+            self._n_marks += 1
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="napari-unet-autosave", daemon=True)
                 self._thread.start()
@@ -273,8 +277,12 @@ class Autosave:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._dirty or self._closing)
-                if not self._closing:
-                    self._changed.wait_for(lambda: self._closing, _DELAY_SECONDS)
+                latest = time.monotonic() + _LONGEST_SECONDS
+                while not self._closing and time.monotonic() < latest:
+                    n_marks = self._n_marks
+                    self._changed.wait(_REST_SECONDS)
+                    if self._n_marks == n_marks:
+                        break
                 self._underway, self._dirty = self._dirty, {}
                 closing = self._closing
             for state in list(self._underway.values()):
