@@ -55,6 +55,7 @@ class Autosave:
         # Scans of which the journal holds all that was ever said; and how their slices stand there.
         self._journaled: set[str] = set()
         self._sides: dict[str, tuple[bytes, bytes]] = {}
+        self._told_since: dict[str, Correction] = {}  # what a journal lacks, by scan, until the scan is changed
         self._seq: dict[str, int] = {}  # of the last event that was there when a scan was opened
         self._only_reads = False
         self._dirty: dict[str, ScanState] = {}
@@ -143,10 +144,12 @@ class Autosave:
                 return saved, 0
             if (known.shape, known.slice_axis) != (scan.spatial_shape, scan.slice_axis):
                 raise ScanError("The saved labels of this scan do not fit it: they were left as they are.")
-            if saved is not None and saved.seq > journal.head()[0]:
-                # A copy of the journal from before was put in its place: what the file holds is said to it anew.
-                return saved, 0
             self._journaled.add(scan.fingerprint)
+            if saved is not None and saved.seq > journal.head()[0]:
+                # A copy of the journal from before was put in its place: it is told what has changed since.
+                older, _ = replayed(journal, known, None)
+                self._told_since[scan.fingerprint] = Correction.between("import", older.annotation, saved.annotation)
+                return saved, 0
             found, n = replayed(journal, known, saved)
             self._sides[scan.fingerprint] = (found.locked.tobytes(), found.taught.tobytes())
             self._seq[scan.fingerprint] = found.seq
@@ -195,6 +198,9 @@ class Autosave:
     def _begin(self, state: ScanState) -> None:
         """Tell the journal, before the first change of a scan that it does not know, what is there already."""
         key, annotation = state.scan.fingerprint, state.annotation
+        since = self._told_since.pop(key, None)
+        if since is not None:
+            self._put(state, Entry("import", correction=since))
         if key in self._journaled or not self._saves(state):
             return
         self._journaled.add(key)
@@ -232,7 +238,8 @@ class Autosave:
         if self._only_reads:
             return
         if state.scan.fingerprint in self._refused:
-            if self._project.has_annotation(state.scan.fingerprint):
+            # A journal that fits another scan stays as it is, too.
+            if self._project.has_annotation(state.scan.fingerprint) or self._project.has_journal:
                 return
             self._refused.discard(state.scan.fingerprint)
         with self._changed:

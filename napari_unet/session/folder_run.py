@@ -304,9 +304,5 @@ class FolderRun:
         self._moved(None)
 
 
-def _key(opened: OpenedTarget) -> str:
-    return f"{opened.scan.fingerprint}-of-a-folder"
-
-
 def _nothing(_: object) -> None:
     """Take no notice."""

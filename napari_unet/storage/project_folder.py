@@ -108,6 +108,11 @@ class ProjectFolder:
                     found[name] = card.scores
         return found
 
+    @property
+    def has_journal(self) -> bool:
+        """Whether there is one, sound or not."""
+        return (self.path / DATABASE).exists()
+
     def journal(self) -> Journal | None:
         """Return the journal, to be read; None where there is none yet.
 
@@ -116,7 +121,7 @@ class ProjectFolder:
         ProjectError
             It is damaged.
         """
-        if not (self.path / DATABASE).exists():
+        if not self.has_journal:
             return None
         journal = Journal(self.path, read_only=True)
         if journal.is_made:

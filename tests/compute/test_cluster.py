@@ -17,7 +17,7 @@ from napari_unet.domain.errors import ClusterError, EngineError, TrainingError
 from napari_unet.domain.progress import Progress
 from napari_unet.domain.settings import ComputeSettings
 from tests.compute import jobs
-from tests.compute.cluster import dask_configured, running
+from tests.compute.cluster import dask_configured, running, until
 from tests.compute.conftest import begin, finish, poll_until
 
 
@@ -94,7 +94,8 @@ class TestJobs:
         engine = Engine(address=cluster.address)
         begin(engine, jobs.polite, str(tmp_path))
         engine.close()
-        poll_until(engine, lambda: (tmp_path / "closed").exists())
+        until(lambda: (tmp_path / "closed").exists())
+        assert (tmp_path / "closed").exists()
 
     def test_it_says_what_there_is(self, remote, cluster):
         words = remote.cluster.in_words()

@@ -148,6 +148,7 @@ def test_an_older_copy_of_the_journal_takes_nothing_back(open_session):
     state = second.add_scan(scan_of())
     second.record_edit(state, painted(state, np.s_[2], 1), slice(None))
     second.record_edit(state, painted(state, np.s_[3], 1), slice(None))
+    second.record_edit(state, painted(state, np.s_[1], 0), slice(None))
     second.close()
     (first.project.path / DATABASE).write_bytes(early)
     third = open_session()
