@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.nnunet import NnunetRecipe
 from napari_unet.domain.settings import ModelSettings
 
 #: Before the names of the pixel classifier's arrays.
 PIXELS = "pixels."
+#: Name of the one array of a model that is only a graph: the bytes of an ONNX model, ``image`` in, ``logits`` out.
+GRAPH = "graph.onnx"
+#: What is said where a model that is only a graph is to learn.
+GRAPH_ONLY = (
+    "An exported model (ONNX) only predicts, and nothing can be learnt on top of it: start from the checkpoint it was "
+    "made of (.safetensors)."
+)
 
 
 class ModelCard(BaseModel):
@@ -50,6 +58,8 @@ class ModelCard(BaseModel):
     pixel_errors: tuple[float, ...] = ()
     #: How much of the painting was left on scans that were new, before they were learnt from; the latest last.
     left_to_paint: tuple[float, ...] = ()
+    #: Of a model that nnU-Net has trained: what it does around the network, instead of what the settings say.
+    nnunet: NnunetRecipe | None = None
 
     @property
     def is_worse_than_nothing(self) -> bool:
@@ -63,11 +73,23 @@ class Checkpoint:
     """Weights by name (numpy arrays) with their card.
 
     ``pixels`` are those of the classifier of single pixels that has a say beside the network; empty without one.
+    A model that was exported, or that another program made, has its network as a :attr:`graph` instead of weights: it
+    predicts as others do, and cannot be trained.
     """
 
     weights: dict[str, NDArray]
     card: ModelCard
     pixels: dict[str, NDArray] = field(default_factory=dict)
+
+    @classmethod
+    def of_graph(cls, graph: bytes, card: ModelCard, pixels: dict[str, NDArray] | None = None) -> Checkpoint:
+        """Return a model whose network is an ONNX graph; ``card.settings.network`` says what it takes and gives."""
+        return cls({GRAPH: np.frombuffer(graph, np.uint8)}, card, pixels or {})
+
+    @property
+    def graph(self) -> bytes | None:
+        """The ONNX model that is its network; None for a network of this program's."""
+        return self.weights[GRAPH].tobytes() if GRAPH in self.weights else None
 
     @property
     def tensors(self) -> dict[str, NDArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,9 @@ class Scan:
         Low values are meant to be shown white (DICOM's MONOCHROME1); the voxels are as stored.
     source_files : tuple of Path
         Where a scan is made of several files: those that hold its voxels. Private, as ``source`` is.
+    choices : mapping
+        What the person chose where the source leaves a choice (``series``, ``volume``, ``untrusted``, ``resample``), so
+        that the same can be read again. Private, as ``source`` is.
     """
 
     data: NDArray
@@ -78,6 +81,7 @@ class Scan:
     window: tuple[float, float] | None = None
     inverted: bool = False
     source_files: tuple[Path, ...] = ()
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.axes) != self.data.ndim:
@@ -134,6 +138,12 @@ class Scan:
     def channels_first(self) -> NDArray:
         """Return the voxels as ``(C, *spatial)``, a view where possible."""
         return np.moveaxis(self.data, -1, 0) if self.has_channels else self.data[np.newaxis]
+
+    def grey(self) -> NDArray:
+        """Return grey values over the spatial axes: of colours the mean, else the first channel."""
+        if self.is_rgb:
+            return self.data[..., :3].mean(axis=-1, dtype=np.float32)
+        return self.data[..., 0] if self.has_channels else self.data
 
     def to_planes(self, array: NDArray) -> NDArray:
         """View an array over the spatial axes as ``(slices, height, width)`` of acquired planes."""

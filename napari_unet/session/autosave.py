@@ -22,7 +22,10 @@ import numpy as np
 from napari_unet.domain.annotation import Annotation, Correction
 from napari_unet.domain.errors import ExportError, NapariUnetError, ProjectError, ScanError
 from napari_unet.session.journaling import Journaling
-from napari_unet.session.state import ScanState
+from napari_unet.session.preferences import Preferences
+from napari_unet.session.state import Flag, ScanState
+from napari_unet.storage.audit import FLAG
+from napari_unet.storage.desk import Desk, Place
 from napari_unet.storage.journal import Entry, Journal, KnownScan, Sides
 from napari_unet.storage.project_folder import ProjectFolder, SavedAnnotation
 
@@ -33,6 +36,11 @@ _REST_SECONDS, _LONGEST_SECONDS = 3.0, 60.0
 #: Environment variable with the name under which a person's work is recorded.
 READER_VARIABLE = "NAPARI_UNET_READER"
 _NOBODY = "reader"
+
+
+def reader_name() -> str:
+    """Return the name under which work is recorded: what the environment says, or the person chose, or nobody's."""
+    return os.environ.get(READER_VARIABLE) or Preferences.read().reader or _NOBODY
 
 
 class Autosave:
@@ -49,9 +57,12 @@ class Autosave:
         Called on the thread that saves, once there is an error to take.
     """
 
-    def __init__(self, project: ProjectFolder, failed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, project: ProjectFolder, failed: Callable[[], None] = lambda: None, reader: str | None = None
+    ) -> None:
         self._project, self._failed = project, failed
-        self._journal = Journaling(project.path, os.environ.get(READER_VARIABLE) or _NOBODY, self._refused_by_disk)
+        self._journal = Journaling(project.path, reader or reader_name(), self._refused_by_disk)
+        self._desk: tuple[Desk, list[Place]] | None = None
         # Scans of which the journal holds all that was ever said; and how their slices stand there.
         self._journaled: set[str] = set()
         self._sides: dict[str, tuple[bytes, bytes]] = {}
@@ -112,6 +123,7 @@ class Autosave:
             self._only_reads = True
             return f"{error} Nothing is saved here: export your labels."
         if holder is None:
+            self._hand_desk_over()
             return None
         self._only_reads = True
         who = holder.in_words()
@@ -145,6 +157,8 @@ class Autosave:
             if (known.shape, known.slice_axis) != (scan.spatial_shape, scan.slice_axis):
                 raise ScanError("The saved labels of this scan do not fit it: they were left as they are.")
             self._journaled.add(scan.fingerprint)
+            flag = journal.last(scan.fingerprint, FLAG)
+            state.flag = Flag(**flag.content().facts) if flag is not None and flag.content().facts else None
             if saved is not None and saved.seq > journal.head()[0]:
                 # A copy of the journal from before was put in its place: it is told what has changed since.
                 older, _ = replayed(journal, known, None)
@@ -167,8 +181,11 @@ class Autosave:
         """
         with self._steady:
             self._begin(state)
-            state.annotation.apply(correction)
-            self._put(state, Entry(action or correction.kind, correction=correction, model=correction.proposal))
+            state.apply(correction)
+            # Of what is undone or done again, what that was: a proposal's voxels are nobody's hand's.
+            facts = None if action is None else {"of": correction.kind}
+            entry = Entry(action or correction.kind, correction=correction, model=correction.proposal, facts=facts)
+            self._put(state, entry)
         self._mark(state)
 
     def journal(self) -> Journal | None:
@@ -182,10 +199,56 @@ class Autosave:
         self._journal.settle()
         return self._project.journal()
 
+    @property
+    def reader(self) -> str:
+        """Under which name work is recorded from now on."""
+        return self._journal.reader
+
+    @reader.setter
+    def reader(self, name: str) -> None:
+        self._journal.settle()
+        self._journal.reader = name
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing is saved, since another program writes or the folder cannot be written."""
+        return self._only_reads
+
+    def desk(self) -> tuple[Desk, list[Place]]:
+        """Return what was open last in this project, and where its scans were read from.
+
+        Raises
+        ------
+        ProjectError
+            The database is damaged.
+        """
+        # Not checked: that is done before labels are read, and here the window waits.
+        journal = self._project.journal(checked=False)
+        if journal is None:
+            return Desk(), []
+        with closing(journal):
+            return journal.desk()
+
+    def keep_desk(self, desk: Desk, places: list[Place]) -> None:
+        """Keep what is open, once there is a project: with the first thing that is said of a scan."""
+        self._desk = desk, places
+        self._hand_desk_over()
+
+    def _hand_desk_over(self) -> None:
+        if self._desk is not None and not self._only_reads and self._journal.is_writer:
+            self._journal.keep_desk(*self._desk)
+            self._desk = None
+
     def note(self, action: str, model: str | None = None, **facts: Any) -> None:
         """Keep that something was done which changed no scan."""
         if not self._only_reads and not self._says_locked():
             self._journal.put(Entry(action, model=model, facts=facts))
+
+    def note_on(self, state: ScanState, action: str, facts: dict[str, Any]) -> None:
+        """Keep something that was said of a scan and changed none of its labels."""
+        with self._steady:
+            self._begin(state)
+            self._put(state, Entry(action, facts=facts))
 
     def mark(self, state: ScanState) -> None:
         """Note that it has changed which slices of a scan judge, or have taught."""
@@ -223,7 +286,24 @@ class Autosave:
         self._journal.put(entry)
 
     def _saves(self, state: ScanState) -> bool:
-        return not self._only_reads and state.scan.fingerprint not in self._refused and not self._says_locked()
+        return not self._only_reads and not self._is_refused(state) and not self._says_locked()
+
+    def _is_refused(self, state: ScanState) -> bool:
+        """Return whether what was saved of a scan has to stay as it is; no longer, once that was moved away."""
+        key = state.scan.fingerprint
+        if key in self._refused and not self._project.has_annotation(key) and not self._is_in_journal(key):
+            self._refused.discard(key)
+        return key in self._refused
+
+    def _is_in_journal(self, fingerprint: str) -> bool:
+        try:
+            journal = self._project.journal()
+            if journal is None:
+                return False
+            with closing(journal):
+                return journal.scan(fingerprint) is not None
+        except ProjectError:
+            return True  # It cannot be said: it is left alone.
 
     def _says_locked(self) -> bool:
         """Take the lock with the first thing to be saved; return whether another program has it."""
@@ -235,13 +315,8 @@ class Autosave:
 
     def _mark(self, state: ScanState) -> None:
         """Write the file with the whole annotation, soon."""
-        if self._only_reads:
+        if self._only_reads or self._is_refused(state):
             return
-        if state.scan.fingerprint in self._refused:
-            # A journal that fits another scan stays as it is, too.
-            if self._project.has_annotation(state.scan.fingerprint) or self._project.has_journal:
-                return
-            self._refused.discard(state.scan.fingerprint)
         with self._changed:
             self._dirty |= self._unsaved
             self._unsaved.clear()

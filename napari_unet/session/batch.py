@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import ScanError
@@ -21,6 +22,9 @@ from napari_unet.session.models import has_learnt, require_classes
 
 if TYPE_CHECKING:
     from napari_unet.training.fingerprint import Fingerprint
+
+#: Predicted masks that are kept from the look at their values to their scoring, so that small ones are read once less.
+_HELD_BYTES = 256 * 2**20
 
 
 def schema_for(mapping: LabelMapping) -> LabelSchema:
@@ -146,11 +150,16 @@ def evaluate_folders(
     mapping = infer_classes(known, rule)
     ids = tuple(range(1, mapping.n_classes + 1))
     # Our own masks hold the ids 0..n; masks of other programs may hold the truth's values.
-    values = set().union(*(distinct_values(read_mask(pair.image).data) for pair in pairs))
+    values, held, room = set[int](), dict[str, NDArray](), _HELD_BYTES
+    for pair in pairs:
+        stored = read_mask(pair.image).data
+        values |= distinct_values(stored)
+        if stored.nbytes <= room:
+            held[pair.stem], room = stored, room - stored.nbytes
     own = values <= {0, *ids} and (not values <= set().union(*known) or all(has_record(pair.image) for pair in pairs))
     for pair in pairs:
         item = load_pair(pair, mapping)
-        predicted = read_mask(pair.image).data
+        predicted = held.pop(pair.stem) if pair.stem in held else read_mask(pair.image).data
         predicted = predicted if own else mapping.apply(predicted)
         yield (
             score_case(predicted, item.labels, ids, item.scan.geometry.spacing, tolerance_mm, pair.stem),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,8 @@ class Step:
     corrections: list[Correction] = field(default_factory=list)
     #: Whether a model made it; else the person did.
     by_machine: bool = False
+    #: Of a step that changed which model is in use: puts the one before in its place, and the one after.
+    swap: tuple[Callable[[], None], Callable[[], None]] | None = None
 
 
 class History:
@@ -32,6 +34,11 @@ class History:
         if not correction.is_empty:
             self._undone.clear()
             self._done.append(Step(correction.kind, [correction]))
+
+    def add_swap(self, back: Callable[[], None], forth: Callable[[], None]) -> None:
+        """Record that the person chose another model, as a step without corrections."""
+        self._undone.clear()
+        self._done.append(Step("model", swap=(back, forth)))
 
     def extend(self, step: Step, correction: Correction) -> Step:
         """Record what the machine did, in a step that may go on while the person works.
@@ -87,6 +94,8 @@ class History:
             return []
         step = self._done.pop()
         self._undone.append(step)
+        if step.swap is not None:
+            step.swap[0]()
         return [c.inverse() for c in reversed(step.corrections)]
 
     def redo(self) -> list[Correction]:
@@ -95,6 +104,8 @@ class History:
             return []
         step = self._undone.pop()
         self._done.append(step)
+        if step.swap is not None:
+            step.swap[1]()
         return list(step.corrections)
 
 

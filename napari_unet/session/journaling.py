@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from napari_unet.domain.errors import NapariUnetError, ProjectError
+from napari_unet.storage.desk import Desk, Place
 from napari_unet.storage.journal import Entry, Journal
 from napari_unet.storage.lock import Holder, ProjectLock
 
@@ -35,12 +36,14 @@ class Journaling:
     """
 
     def __init__(self, folder: Path, reader: str, failed: Callable[[NapariUnetError], None]) -> None:
-        self._folder, self._reader, self._failed = folder, reader, failed
+        self._folder, self.reader, self._failed = folder, reader, failed
         self._lock: ProjectLock | None = None
         self._changed = threading.Condition()
         self._waiting: deque[Entry] = deque()
+        self._desk: tuple[Desk, tuple[Place, ...]] | None = None
         self._seq = 0
         self._refusing = False
+        self._n_refused = 0  # of those that wait, the first so many
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -64,9 +67,24 @@ class Journaling:
         """Add an entry, soon. Its arrays must not change afterwards."""
         with self._changed:
             self._waiting.append(entry)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="napari-unet-journal", daemon=True)
-                self._thread.start()
+            self._begin()
+            self._changed.notify_all()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="napari-unet-journal", daemon=True)
+            self._thread.start()
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this program is the one that writes."""
+        return self._lock is not None and self._lock.is_held
+
+    def keep_desk(self, desk: Desk, places: Sequence[Place]) -> None:
+        """Keep what is open, soon; only the latest of it matters."""
+        with self._changed:
+            self._desk = desk, tuple(places)
+            self._begin()
             self._changed.notify_all()
 
     @property
@@ -78,7 +96,7 @@ class Journaling:
     def settle(self) -> int:
         """Wait a little until what was put is on the disk; return :attr:`seq`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._refusing, _SETTLE_SECONDS)
+            self._changed.wait_for(lambda: not (self._waiting or self._desk) or self._refusing, _SETTLE_SECONDS)
             return self._seq
 
     def close(self) -> bool:
@@ -95,27 +113,33 @@ class Journaling:
     def _run(self) -> None:
         journal: Journal | None = None
         try:
-            n_refused = 0
             while True:
                 with self._changed:
                     # What was refused alone is no news, but is tried again after a while.
-                    if len(self._waiting) <= n_refused and not self._closing:
-                        self._changed.wait(_AGAIN_SECONDS if n_refused else None)
-                    entries, closing = list(self._waiting), self._closing
-                if entries:
-                    journal = self._write(journal, entries)
+                    news = self._desk is not None and not self._refusing
+                    if len(self._waiting) <= self._n_refused and not news and not self._closing:
+                        self._changed.wait(_AGAIN_SECONDS if self._refusing else None)
+                    entries, desk, closing = list(self._waiting), self._desk, self._closing
+                if entries or desk is not None:
+                    journal = self._write(journal, entries, desk)
                 if closing:
                     return
-                n_refused = len(entries) if self._refusing else 0
         finally:
             if journal is not None:
                 journal.close()
 
-    def _write(self, journal: Journal | None, entries: list[Entry]) -> Journal | None:
+    def _write(
+        self, journal: Journal | None, entries: list[Entry], desk: tuple[Desk, tuple[Place, ...]] | None
+    ) -> Journal | None:
+        self._n_refused = len(entries)
         try:
             if journal is None:
                 journal = Journal(self._folder)
-            seq = journal.append(entries, self._reader)
+            if entries:
+                self._written(journal.append(entries, self.reader), len(entries))
+            self._n_refused = 0
+            if desk is not None:
+                journal.keep_desk(*desk)
         except Exception as error:
             if not isinstance(error, NapariUnetError):
                 logger.exception("the journal failed")
@@ -130,8 +154,15 @@ class Journaling:
                 self._failed(error)
             return journal
         with self._changed:
-            for _ in entries:
-                self._waiting.popleft()
-            self._seq, self._refusing = seq, False
+            self._refusing = False
+            self._desk = None if self._desk is desk else self._desk
             self._changed.notify_all()
         return journal
+
+    def _written(self, seq: int, n: int) -> None:
+        """Take note that the first entries are on the disk, whatever becomes of the rest."""
+        with self._changed:
+            for _ in range(n):
+                self._waiting.popleft()
+            self._seq = seq
+            self._changed.notify_all()

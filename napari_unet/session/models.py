@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeGuard
 
-from napari_unet.domain.checkpoint import Checkpoint
+from napari_unet.domain.checkpoint import GRAPH_ONLY, Checkpoint
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.networks.adapting import fits
 from napari_unet.patches.prepare import n_input_channels
 from napari_unet.storage.checkpoint_file import read_checkpoint
+from napari_unet.storage.onnx_file import ONNX_SUFFIX, read_onnx_model
 from napari_unet.storage.project_folder import ProjectFolder, default_project, is_version
 
 SCRATCH = "scratch"
@@ -52,9 +53,9 @@ def find_model(name: str | None) -> Checkpoint | None:
     if not path.exists():
         raise ModelError(
             f"There is no model called {name!r} and no such file: give {SCRATCH!r}, one of {', '.join(SHIPPED)}, a "
-            "checkpoint of your project (v1, v2, ...) or a .safetensors file."
+            "checkpoint of your project (v1, v2, ...) or a .safetensors or .onnx file."
         )
-    return read_checkpoint(path)
+    return read_onnx_model(path) if path.suffix.lower() == ONNX_SUFFIX else read_checkpoint(path)
 
 
 def _of_project(name: str) -> Checkpoint:
@@ -125,6 +126,20 @@ def require_classes(checkpoint: Checkpoint, n_classes: int) -> None:
             f"The model knows {known} classes and the masks hold {n_classes}: start from scratch, or name the classes "
             "with --foreground."
         )
+
+
+def find_base(name: str | None) -> Checkpoint | None:
+    """Return the checkpoint a training starts from, as :func:`find_model` does.
+
+    Raises
+    ------
+    ModelError
+        It is only a graph, so that nothing can be learnt on top of it; or see :func:`find_model`.
+    """
+    base = find_model(name)
+    if base is not None and base.graph is not None:
+        raise ModelError(GRAPH_ONLY)
+    return base
 
 
 def find_task_model(name: str) -> Checkpoint:

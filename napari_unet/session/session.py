@@ -6,8 +6,11 @@ arrives through :meth:`Session.poll`. Views listen to the signals and send inten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,29 +22,40 @@ from napari_unet.compute.engine import Engine
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import NapariUnetError, SessionError
+from napari_unet.domain.errors import MaskError, NapariUnetError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.proposal import Proposal
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
+from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
+from napari_unet.io.sidecar import sidecar_path
+from napari_unet.io.writers import mask_suffix
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.autosave import Autosave
 from napari_unet.session.cleaning import CleanUp
+from napari_unet.session.comparing import Comparison
 from napari_unet.session.computing import Computing
+from napari_unet.session.desk import ProjectDesk
 from napari_unet.session.exporting import export_mask
 from napari_unet.session.folder_run import FolderRun
 from napari_unet.session.improving import FineTuneRun
 from napari_unet.session.live import LiveRefit
 from napari_unet.session.planning import Planning
 from napari_unet.session.predicting import MaskFolder, Outcome, Target, find_targets
+from napari_unet.session.preferences import Preferences
 from napari_unet.session.proposing import WORSE_THAN_NOTHING, ProposalRun
-from napari_unet.session.state import ScanState, lock_scan, open_scan, require_openable
+from napari_unet.session.reporting import Reporting
+from napari_unet.session.state import Flag, ScanState, lock_scan, open_scan, require_openable
+from napari_unet.session.suggesting import Suggestion, next_slice
 from napari_unet.session.timeline import Timeline
+from napari_unet.session.tools import Tools
 from napari_unet.session.verdict import Verdict, with_history
 from napari_unet.session.worker import Worker
-from napari_unet.storage.project_folder import ProjectFolder
-from napari_unet.storage.verify import KEPT
+from napari_unet.storage.audit import FLAG, AuditCard, audit_card
+from napari_unet.storage.desk import Place
+from napari_unet.storage.project_folder import ProjectFolder, require_project
+from napari_unet.storage.verify import KEPT, REMOVED
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ class Session:
     active_changed = Signal()
     labels_changed = Signal(LabelsChanged)
     acceptance_changed = Signal(ScanState)
+    slice_wanted = Signal(int)  # of the active scan, to be shown
+    project_changed = Signal()  # another one, or another reader: read ``project``, ``reader``, ``desk``
     schema_changed = Signal()
     model_changed = Signal()
     uncertainty_changed = Signal(ScanState)
@@ -80,13 +96,13 @@ class Session:
     verdict_changed = Signal()  # read ``verdict``
     folder_changed = Signal()  # a folder was begun, went on, or ended: read ``folder``
     compute_changed = Signal()  # where things are computed, or what is known of it: read ``computing``
+    report_changed = Signal()  # a report was begun or is there: read ``reporting``
     settings_changed = Signal()  # preset, time, device or something set by hand: read ``planning``
     notified = Signal(Notice)
 
     def __init__(self, engine: Engine, folder: Path, schema: LabelSchema | None = None) -> None:
-        self.project = ProjectFolder(folder)
         self._worker = Worker(engine)
-        self._autosave = Autosave(self.project, lambda: self.engine.notify())
+        self._use_project(folder)
         self.computing = Computing(self._worker, self._require_rest, self._moved_elsewhere)
         self.schema = schema or LabelSchema.of("structure")
         self.scans: list[ScanState] = []
@@ -98,15 +114,20 @@ class Session:
         self.training: FineTuneRun | None = None
         self.folder: FolderRun | None = None
         self.verdict: Verdict | None = None
-        self._opened = 0
         self._visible_slice = 0
+        #: How Next chooses.
+        self.suggestion: Suggestion = "spacing"
         self._said: set[tuple[str, str, str]] = set()  # notes on proposals: scan, model, what
         self._doubted: set[str] = set()  # models of which it has been said that their proposals do not help
         self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
         self.planning = Planning(self, self._worker)
         self.clean_up = CleanUp(self, self._worker, lambda state, own: self._commit(state, own, "session"))
-        self.timeline = Timeline(self._autosave, self._restore)
         self.live = LiveRefit(self, self._worker, lambda state, own: self._commit(state, own, "session"))
+        self.comparison = Comparison(self, self._put)
+        self.tools = Tools(self, self._worker, self._put)
+        self.reporting = Reporting(self, lambda: self.engine.notify())
+        for signal in (self.active_changed, self.schema_changed, self.model_changed):
+            signal.connect(lambda: self.desk.note())
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -137,6 +158,7 @@ class Session:
     def _moved_elsewhere(self) -> None:
         self.live.restart()
         self.clean_up.dismiss()
+        self.tools.dismiss()
         self.start()
         self.compute_changed.emit()
         self.settings_changed.emit()
@@ -155,15 +177,79 @@ class Session:
                 self._worker.forget_compute()
             self.compute_changed.emit()
         self._tell_save_errors()
+        report = self.reporting.poll()
+        if report is not None:
+            self._tell(str(report) if isinstance(report, NapariUnetError) else f"The report was written to {report}.")
+            self.report_changed.emit()
 
     def close(self) -> None:
         """Stop all work, save what is unsaved, end the engine; returns within about two seconds."""
         for run in (self.proposal, self.training, self.folder):
             if run is not None:
                 run.cancel()
+        self.desk.leave()
         self._autosave.close()
         self._tell_save_errors()
+        self.reporting.close()
         self.engine.close()
+
+    # -- the project --------------------------------------------------------------------------------------------
+
+    def _use_project(self, folder: Path) -> None:
+        self.project = ProjectFolder(folder)
+        self._autosave = Autosave(self.project, lambda: self.engine.notify())
+        self.timeline = Timeline(self._autosave, self._restore)
+        self.desk = ProjectDesk(self, self._autosave)
+
+    def open_project(self, folder: Path) -> None:
+        """Work in another project from now on: all scans are closed; ``desk.reopen`` opens what was open there.
+
+        Raises
+        ------
+        SessionError
+            Something is being computed.
+        ProjectError
+            The folder is there and is no project, though it is not empty.
+        """
+        self._require_rest()
+        require_project(folder)
+        unsaved = [each.name for each in self.scans if not self._autosave.flush(each) and each.history.next_undo]
+        if unsaved:
+            raise SessionError(
+                f"Your work on {', '.join(unsaved)} could not be saved and would be lost: export the masks first, and "
+                "close the scans."
+            )
+        self.desk.leave()
+        for state in list(self.scans):
+            self.remove_scan(state)
+        self._autosave.close()
+        self._tell_save_errors()
+        self.verdict = self.model = self._own_schema = None
+        self._use_project(folder)
+        self.schema = LabelSchema.of("structure")
+        Preferences.read().with_project(folder).keep()
+        for signal in (self.project_changed, self.schema_changed, self.model_changed, self.verdict_changed):
+            signal.emit()
+
+    @property
+    def reader(self) -> str:
+        """The name under which the person's work is recorded."""
+        return self._autosave.reader
+
+    def set_reader(self, name: str) -> None:
+        """Record the work from now on under another name, here and in projects that are opened later.
+
+        Raises
+        ------
+        SessionError
+            The name is empty or longer than a line.
+        """
+        name = name.strip()
+        if not 0 < len(name) <= 60 or not name.isprintable():
+            raise SessionError("A reader's name has 1 to 60 letters: initials will do.")
+        self._autosave.reader = name
+        Preferences.read().model_copy(update={"reader": name}).keep()
+        self.project_changed.emit()
 
     # -- scans --------------------------------------------------------------------------------------------------
 
@@ -191,8 +277,7 @@ class Session:
             self._tell(f"This scan is open already, as {known.name}{'' if same else elsewhere}.")
             self.activate(known)
             return known
-        self._opened += 1
-        state = open_scan(scan, labels, self.schema, self._opened)
+        state = open_scan(scan, labels, self.schema, self.desk.number_of(scan))
         remembered = self._autosave.restore(state)
         if remembered is not None:
             self._tell(remembered)
@@ -226,9 +311,56 @@ class Session:
             self.active_changed.emit()
             self._make_ready()
 
+    def go_to(self, index: int) -> None:
+        """Have a slice of the active scan shown."""
+        self.slice_wanted.emit(index)
+
+    def next_to_check(self) -> None:
+        """Show the slice where a look pays most, in this scan or in the next one that has any.
+
+        Raises
+        ------
+        SessionError
+            No scan is open, or nothing is left to be checked in any.
+        """
+        if self.active is None:
+            raise SessionError("No scan is open.")
+        at = self.scans.index(self.active)
+        for state in (*self.scans[at:], *self.scans[:at]):
+            here = self.visible_slice if state is self.active else None
+            index = next_slice(state, here, self.suggestion)
+            if index is not None:
+                self.activate(state)
+                self.go_to(index)
+                return
+        raise SessionError("All slices of the open scans are accepted: open another scan, or export the masks.")
+
+    def set_flag(self, state: ScanState, flag: Flag | None) -> None:
+        """Note how hard a scan is, with a comment; None: no longer."""
+        state.flag = flag
+        self._autosave.note_on(state, FLAG, {} if flag is None else asdict(flag))
+        self.acceptance_changed.emit(state)
+
+    def compare_with_before(self) -> None:
+        """Put the labels from before the last proposal beside those of the active scan; put them away if they are.
+
+        Raises
+        ------
+        SessionError
+            Nothing was proposed for it.
+        """
+        if self.comparison.state is not None:
+            self.comparison.end()
+        elif self.active is None or self.active.before_proposal is None:
+            raise SessionError("Nothing was proposed for this scan yet: there is no before and after.")
+        else:
+            self.comparison.begin(self.active, self.active.before_proposal, "before the proposal")
+
     def show_slice(self, index: int) -> None:
         """Say which slice of the active scan is on screen: proposals near it come first."""
         self._visible_slice = index
+        if self.active is not None:
+            self.desk.look_at(self.active, index)
         self.live.look_again()
         if self.proposal is not None and self.proposal.state is self.active:
             self.proposal.look_at(index)
@@ -274,12 +406,17 @@ class Session:
         Returns
         -------
         Correction
-            What was recorded; empty if nothing differs.
+            What was recorded; empty if nothing differs. What locks and the overwrite rule do not allow is put back in
+            ``view``.
         """
         annotation = state.annotation
         index = annotation.slice_index(slices)
         current, seen = annotation.labels[index], view[index]
         changed = current != seen
+        refused = changed & self.tools.forbidden(current, seen)
+        if refused.any():
+            seen[refused] = current[refused]
+            changed &= ~refused
         if not changed.any():
             return Correction(kind)
         after = seen[changed]
@@ -299,11 +436,41 @@ class Session:
         self._commit(state, correction, "view")
         return correction
 
-    def _restore(self, state: ScanState, correction: Correction) -> None:
-        if self.proposal is not None and self.proposal.state is state and not self.proposal.is_over:
-            self.cancel_proposal()
+    def _put(self, state: ScanState, correction: Correction) -> None:
+        """Carry out what the person decided about labels, as one step."""
         state.history.add(correction)
         self._commit(state, correction, "session")
+
+    def _restore(self, state: ScanState, correction: Correction) -> None:
+        if self.proposal is not None and self.proposal.state is state and not self.proposal.is_over:
+            # The rest of it would come over what was brought back.
+            self.cancel_proposal()
+        self._put(state, correction)
+
+    def load_mask(self, state: ScanState, path: Path) -> int:
+        """Take labels from a mask file on the scan's grid, as one step; return how many voxels changed.
+
+        Accepted slices and voxels painted by hand keep their labels, and nothing of it counts as reviewed.
+
+        Raises
+        ------
+        MaskError, ScanError
+            The file cannot be read, lies on another grid, or holds values that are no class.
+        """
+        mask = read_mask(path)
+        check_same_grid(state.scan, mask)
+        values = distinct_values(mask.data)
+        unknown = sorted(values - {0, *self.schema.ids})
+        if unknown:
+            raise MaskError(
+                f"{path.name} holds {', '.join(map(str, unknown[:5]))}, and there is no class of that number: add it "
+                "with Classes... first."
+            )
+        annotation = state.annotation
+        wanted = np.where(annotation.reviewed(), annotation.labels, mask.data).astype(annotation.labels.dtype)
+        change = SparseChange.between(annotation.labels, wanted)
+        self._put(state, Correction("load mask", labels=change))
+        return len(change)
 
     def set_live(self, on: bool) -> None:
         """Have the slice on screen follow each stroke, or no longer; the model stays as it is."""
@@ -312,9 +479,7 @@ class Session:
     def accept_slices(self, state: ScanState, slices: Sequence[int] | None = None, accepted: bool = True) -> None:
         """Declare slices right as they stand (all of the scan by default): they become truth."""
         chosen = list(range(state.scan.n_slices)) if slices is None else list(slices)
-        correction = state.annotation.acceptance(chosen, accepted)
-        state.history.add(correction)
-        self._commit(state, correction, "session")
+        self._put(state, state.annotation.acceptance(chosen, accepted))
 
     def undo(self, state: ScanState) -> bool:
         """Take back the last step on a scan; returns whether there was one."""
@@ -324,11 +489,12 @@ class Session:
         step = state.history.next_undo
         if step is not None and step.by_machine and step.kind == "proposal":
             self._forget_uncertainty(state)
-        return self._replay(state, state.history.undo(), "undo")
+        return self._replay(state, state.history.undo(), "undo") or step is not None
 
     def redo(self, state: ScanState) -> bool:
         """Do the last undone step again; returns whether there was one."""
-        return self._replay(state, state.history.redo(), "redo")
+        step = state.history.next_redo
+        return self._replay(state, state.history.redo(), "redo") or step is not None
 
     def _forget_uncertainty(self, state: ScanState) -> None:
         """What one proposal said of itself must not stand beside another, or beside none."""
@@ -341,12 +507,15 @@ class Session:
             self._commit(state, correction, "session", action)
             if correction.proposal is not None:
                 state.proposed_by = state.history.proposed_by
+        if corrections:
+            self.comparison.look_again(state)
         return bool(corrections)
 
     def _commit(
         self, state: ScanState, correction: Correction, origin: Literal["view", "session"], action: str | None = None
     ) -> None:
         self._autosave.apply(state, correction, action)
+        self.desk.note()
         if correction.labels is not None and len(correction.labels):
             self.labels_changed.emit(LabelsChanged(state, correction, origin))
         if correction.accepted is not None and len(correction.accepted):
@@ -382,6 +551,7 @@ class Session:
             self.cancel_proposal()
         self.active.proposers[self.model.id] = self.model.card
         self._forget_uncertainty(self.active)
+        self.active.before_proposal = self.active.annotation.labels.copy()
         self.proposal = ProposalRun(
             self._worker, self.active, self.model, self.visible_slice, self._take_slab, self._proposal_moved
         )
@@ -530,11 +700,38 @@ class Session:
         self.verdict_changed.emit()
 
     def use_model(self, checkpoint: Checkpoint | None, *, learnt_here: bool = False) -> None:
-        """Take a checkpoint into use (None: none).
+        """Take a checkpoint into use (None: none); undo on the active scan takes the one before.
 
         Its classes become the session's. Those that were added behind them stay, for the next fine-tune to learn; and
         where the model has learnt here, classes that were renamed meanwhile stay so.
         """
+        with self._as_a_step():
+            self._put_model(checkpoint, learnt_here)
+
+    @contextmanager
+    def _as_a_step(self) -> Iterator[None]:
+        """Let undo on the active scan take back what is done to the model in use, to its classes and to the body."""
+        before, active = self._in_use(), self.active
+        yield
+        after = self._in_use()
+        if active is not None and before[0] is not after[0]:
+            active.history.add_swap(partial(self._use_again, before), partial(self._use_again, after))
+
+    def _in_use(self) -> tuple[Checkpoint | None, Checkpoint | None, LabelSchema, LabelSchema | None]:
+        return self.model, self.body, self.schema, self._own_schema
+
+    def _use_again(self, state: tuple[Checkpoint | None, Checkpoint | None, LabelSchema, LabelSchema | None]) -> None:
+        self.model, self.body, schema, self._own_schema = state
+        name = "no model" if self.model is None else self.model.card.name
+        self._autosave.note("model used", None if self.model is None else self.model.id, name=name)
+        if schema != self.schema:
+            self._change_schema(schema)
+        self.model_changed.emit()
+        self.settings_changed.emit()
+        self._make_ready()
+        self._tell(f"{name[0].upper()}{name[1:]} is in use again.")
+
+    def _put_model(self, checkpoint: Checkpoint | None, learnt_here: bool) -> None:
         self.model = checkpoint
         if checkpoint is not None:
             known = checkpoint.card.label_schema
@@ -550,11 +747,12 @@ class Session:
 
         Classes that a model had put in the place of the person's own are changed back.
         """
-        own, self._own_schema = self._own_schema, None
-        if own is not None and self.model is not None and self.schema == self.model.card.label_schema:
-            self._change_schema(own)
-        self.body = body
-        self.use_model(None)
+        with self._as_a_step():
+            own, self._own_schema = self._own_schema, None
+            if own is not None and self.model is not None and self.schema == self.model.card.label_schema:
+                self._change_schema(own)
+            self.body = body
+            self._put_model(None, learnt_here=False)
         self.settings_changed.emit()
 
     def _change_schema(self, schema: LabelSchema) -> None:
@@ -562,6 +760,28 @@ class Session:
         self.schema_changed.emit()
         if any(state.annotation.labels.any() for state in self.scans):
             self._tell(f"The classes are now {', '.join(each.name for each in schema.classes)}.")
+
+    def remove_models(self, names: Sequence[str]) -> None:
+        """Delete the weights of kept checkpoints; that this was done is kept.
+
+        Raises
+        ------
+        SessionError
+            One of them is in use, or waits for the person's decision.
+        ExportError
+            A file cannot be deleted.
+        """
+        if self._autosave.only_reads:
+            raise SessionError("Another program writes to this project: it can delete its models.")
+        offered = None if self.verdict is None else self.verdict.checkpoint.card.name
+        in_use = None if self.model is None else self.model.card.name
+        for name in names:
+            if name in (in_use, offered):
+                raise SessionError(f"{name} is in use or waits for your decision: choose another model first.")
+        for name in names:
+            self.project.remove_model(name)
+            self._autosave.note(REMOVED, name=name)
+        self.model_changed.emit()
 
     def kept_models(self) -> list[str]:
         """Return the names of the checkpoints in the project, oldest first."""
@@ -589,7 +809,76 @@ class Session:
         ExportError
             The file cannot be written, or its format cannot hold the mask.
         """
-        export_mask(state, path, self.schema)
+        try:
+            card = self.audit(state)
+        except NapariUnetError as error:
+            # The mask matters more than its history.
+            self._tell(f"{error} The mask is written without a record of who made it.")
+            card = None
+        export_mask(state, path, self.schema, card)
+
+    def export_masks(self, folder: Path) -> list[Path]:
+        """Write the masks of all open scans into a folder, each in its source's format; return the files.
+
+        Files that are there already are left: the next free name is taken. A mask that cannot be written is notified,
+        and the others are.
+
+        Raises
+        ------
+        SessionError
+            No scan is open.
+        """
+        if not self.scans:
+            raise SessionError("No scan is open, so there are no masks to export.")
+        written: list[Path] = []
+        for state in self.scans:
+            suffix = mask_suffix(None, state.scan)
+            paths = (folder / f"{state.stem}-mask{f'-{n}' if n > 1 else ''}{suffix}" for n in count(1))
+            path = next(each for each in paths if not (each.exists() or sidecar_path(each).exists()))
+            try:
+                self.export_mask(state, path)
+                written.append(path)
+            except NapariUnetError as error:
+                self._tell(f"{state.name}: {error}")
+        return written
+
+    def audits(self) -> list[tuple[Place, AuditCard | None]]:
+        """Return what became of each of the project's scans, by their numbers; it takes as long as there are events.
+
+        Raises
+        ------
+        ProjectError
+            The journal is damaged.
+        """
+        journal = self._autosave.journal()
+        places = self.desk.places()
+        if journal is None:
+            return [(place, None) for place in places]
+        with closing(journal):
+            return [(place, audit_card(journal, place.scan)) for place in places]
+
+    def model_names(self) -> dict[str, str]:
+        """Return the names of the project's checkpoints by their identifiers, as the journal has them."""
+        journal = self._autosave.journal()
+        if journal is None:
+            return {}
+        with closing(journal):
+            kept = [event for event in journal.events() if event.action == KEPT and event.model is not None]
+            return {str(event.model): str(event.content().facts.get("name")) for event in kept}
+
+    def audit(self, state: ScanState) -> AuditCard | None:
+        """Return how the labels of a scan came to be, as the journal knows; None where it knows nothing of the scan.
+
+        Raises
+        ------
+        ProjectError
+            The journal is damaged.
+        """
+        journal = self._autosave.journal()
+        if journal is None:
+            return None
+        with closing(journal):
+            return audit_card(journal, state.scan.fingerprint)
 
     # -- folders --------------------------------------------------------------------------------------------------
 
@@ -629,7 +918,7 @@ class Session:
 
     def wait(self, timeout: float | None = None) -> None:
         """Poll until no work is running (scripts and tests)."""
-        for run in (self.proposal, self.training, self.live, self.clean_up):
+        for run in (self.proposal, self.training, self.live, self.clean_up, self.tools):
             if run is not None:
                 run.wait(self.engine, timeout)
         if self.folder is not None:

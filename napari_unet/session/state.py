@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet.domain.annotation import Annotation
+from napari_unet.domain.annotation import Annotation, Correction, SparseChange
 from napari_unet.domain.checkpoint import ModelCard
 from napari_unet.domain.errors import MaskError, ScanError
 from napari_unet.domain.labels import LabelSchema
@@ -19,6 +19,14 @@ from napari_unet.session.history import History
 
 #: One slice, and later one scan, in so many judges.
 _ONE_IN = 5
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A mark on a scan: ``difficulty`` from 1 (easy) to 3 (hard), and a comment, which may be empty."""
+
+    difficulty: int
+    comment: str = ""
 
 
 @dataclass(eq=False)
@@ -47,13 +55,65 @@ class ScanState:
     #: Checkpoint of the last proposal that stands, None before any; and the cards of all that proposed, by identifier.
     proposed_by: str | None = None
     proposers: dict[str, ModelCard] = field(default_factory=dict)
+    #: Grows with each change of the annotation: what was asked about an earlier one may be of no use.
+    version: int = 0
     #: Stem of the source's file, for naming what is exported.
     stem: str = "scan"
     #: Over the spatial axes, 255 = all classes alike: what the last proposal said of itself; None before any.
     uncertainty: NDArray[np.uint8] | None = None
 
+    #: Labels as they were when the last proposal was asked for; None before any.
+    before_proposal: NDArray | None = None
+    #: What the person noted about the scan: how hard it is, and a comment.
+    flag: Flag | None = None
+    #: (n_slices,) int arrays: voxels with a label, and painted by hand; None until they are asked for.
+    _counts: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+
     def __post_init__(self) -> None:
         self.taught = np.zeros(self.scan.n_slices, bool)
+
+    def apply(self, correction: Correction) -> None:
+        """Carry out a correction; keep the numbers of voxels by slice right, without counting all of them again."""
+        if self._counts is not None:
+            for counts, change in zip(self._counts, (correction.labels, correction.painted), strict=True):
+                if change is not None and len(change):
+                    np.add.at(counts, self._slices_of(change.indices), _gains(change))
+        self.version += 1
+        self.annotation.apply(correction)
+
+    def _slices_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        axis = self.scan.slice_axis
+        if axis is None:
+            return np.zeros(len(places), np.int64)
+        return np.unravel_index(places, self.scan.spatial_shape)[axis]
+
+    def _count(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._counts is None:
+            arrays = (self.annotation.labels, self.annotation.painted)
+            first, second = (np.count_nonzero(self.scan.to_planes(array), axis=(1, 2)) for array in arrays)
+            self._counts = first.astype(np.int64), second.astype(np.int64)
+        return self._counts
+
+    @property
+    def labelled(self) -> NDArray[np.int64]:
+        """Voxels with a label, slice by slice: ``(n_slices,)``."""
+        return self._count()[0]
+
+    @property
+    def painted(self) -> NDArray[np.int64]:
+        """Voxels painted by hand, slice by slice: ``(n_slices,)``."""
+        return self._count()[1]
+
+    @property
+    def unsure(self) -> NDArray[np.float64] | None:
+        """How unsure the last proposal is of each slice, 0 to 1; None where it did not say.
+
+        The mean over the voxels of which it is unsure at all: a large structure is not more so than a small one.
+        """
+        if self.uncertainty is None or not self.uncertainty.any():
+            return None
+        planes = self.scan.to_planes(self.uncertainty)
+        return np.array([plane[plane > 0].mean() / 255 if plane.any() else 0.0 for plane in planes])
 
     def put_uncertainty(self, proposal: Proposal) -> None:
         """Take over how unsure a proposal is of its slab."""
@@ -195,3 +255,7 @@ def _block(accepted: NDArray[np.bool_], locked: NDArray[np.bool_], taught: NDArr
     if n < _ONE_IN or (accepted & locked).any():
         return np.zeros(0, np.int64)
     return np.flatnonzero(accepted & ~taught)[-(n // _ONE_IN) :]
+
+
+def _gains(change: SparseChange) -> NDArray[np.int64]:
+    return (change.after != 0).astype(np.int64) - (change.before != 0)

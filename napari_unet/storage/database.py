@@ -44,11 +44,23 @@ _MIGRATIONS = (
     CREATE TRIGGER events_are_not_removed BEFORE DELETE ON events
     BEGIN SELECT RAISE(ABORT, 'events are not removed'); END;
     """,
+    """
+    CREATE TABLE places (
+        scan TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        path TEXT,
+        choices TEXT NOT NULL
+    );
+    CREATE TABLE desk (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        state TEXT NOT NULL
+    );
+    """,
 )
 VERSION = len(_MIGRATIONS)
 
 
-def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+def open_database(path: Path, *, read_only: bool = False, checked: bool = True) -> sqlite3.Connection:
     """Open a project's database; make it, or bring it up to date, unless it is only read.
 
     Every transaction is on the disk when it ends (``synchronous=FULL``). The write-ahead log lets readers read while
@@ -60,6 +72,8 @@ def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         Its folder exists.
     read_only : bool
         Change nothing, not even by recovery.
+    checked : bool
+        Look first whether it is sound.
 
     Raises
     ------
@@ -68,18 +82,18 @@ def open_database(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     """
     address = path.resolve().as_uri()
     if not read_only:
-        return _opened(f"{address}?mode=rwc", path, read_only=False)
+        return _opened(f"{address}?mode=rwc", path, False, checked)
     # To read beside a writer SQLite writes to a file of its own; in a folder where it may not, nobody else writes.
     writable = os.access(path.parent, os.W_OK)
-    return _opened(f"{address}?{'mode=ro' if writable else 'immutable=1'}", path, read_only=True)
+    return _opened(f"{address}?{'mode=ro' if writable else 'immutable=1'}", path, True, checked)
 
 
-def _opened(address: str, path: Path, *, read_only: bool) -> sqlite3.Connection:
+def _opened(address: str, path: Path, read_only: bool, checked: bool) -> sqlite3.Connection:
     connection = None
     try:
         connection = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
         connection.isolation_level = None  # transactions are begun by `transaction` alone
-        _prepare(connection, path, read_only)
+        _prepare(connection, path, read_only, checked)
     except (sqlite3.Error, ProjectError) as error:
         if connection is not None:
             connection.close()
@@ -89,7 +103,7 @@ def _opened(address: str, path: Path, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool, checked: bool) -> None:
     if not read_only:
         connection.execute(f"PRAGMA journal_mode = {'DELETE' if is_on_network(path) else 'WAL'}")
         connection.execute("PRAGMA synchronous = FULL")
@@ -100,7 +114,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool) -> Non
             f"The project's {path.name} was written by a newer version of napari-unet: open it with that one."
         )
     # What a cut-off or overwritten file has lost is found here, before anything is built upon it.
-    (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone() if checked else ("ok",)
     if sound != "ok":
         raise ProjectError(_DAMAGED.format(name=path.name))
     if read_only:

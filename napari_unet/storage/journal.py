@@ -22,10 +22,24 @@ from numpy.typing import NDArray
 from napari_unet.domain.annotation import Annotation, Correction, SparseChange
 from napari_unet.domain.errors import ProjectError
 from napari_unet.storage.database import DATABASE, open_database, transaction, why
+from napari_unet.storage.desk import Desk, Place, keep_desk, read_desk, read_places
 
 #: The hash before the first event.
 BEGINNING = bytes(32)
 _PARTS = ("labels", "painted", "accepted")
+#: The first version of the database with a desk; one that is only read may be older.
+_DESK_VERSION = 2
+#: In bytes: an entry that changed everything about the largest scan that can be opened is smaller.
+_LARGEST_ENTRY = 1 << 36
+#: Entries are short, and begin much alike: what they share is not written each time (RFC 1950, preset dictionaries). It
+#: belongs to the format, so it never changes.
+_COMMON = (
+    b'{"facts": {}, "arrays": [["accepted.steps", "<i4", 1], ["accepted.before", "|b1", 1], '
+    b'["accepted.after", "|b1", 1]]'
+    b'{"facts": {}, "arrays": [["labels.steps", "<i4", 100], ["labels.before", "|u1", 100], '
+    b'["labels.after", "|u1", 100], ["painted.same", "|u1", 0], ["painted.before", "|b1", 100], '
+    b'["painted.after", "|b1", 100]]}\n' + bytes(64) + b"\x01\x00\x00\x00" * 32 + bytes(64) + b"\x01" * 64
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +129,17 @@ class Content:
     facts: dict[str, Any]
 
     def apply(self, annotation: Annotation) -> None:
-        """Carry the changes out, in place."""
+        """Carry the changes out, in place.
+
+        Raises
+        ------
+        ProjectError
+            They are about voxels that the annotation has not.
+        """
         for name, change in self.changes.items():
             array = getattr(annotation, name)
+            if len(change) and not 0 <= int(change.indices.min()) <= int(change.indices.max()) < array.size:
+                raise ProjectError("An entry of the project's journal does not fit its scan: it is damaged.")
             if name == "labels" and change.after.dtype.itemsize > array.dtype.itemsize:
                 annotation.labels = array = array.astype(change.after.dtype)
             change.apply(array)
@@ -134,6 +156,8 @@ class Journal:
         The project's; made where it is not there, unless it is only read.
     read_only : bool
         Change nothing.
+    checked : bool
+        Look first whether the database is sound, which takes a second for a hundred thousand events.
 
     Raises
     ------
@@ -141,14 +165,14 @@ class Journal:
         The database is damaged or cannot be opened.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False, checked: bool = True) -> None:
         if not read_only:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ProjectError(f"The project's folder cannot be made ({error.strerror}).") from error
         self._path = folder / DATABASE
-        self._connection = open_database(self._path, read_only=read_only)
+        self._connection = open_database(self._path, read_only=read_only, checked=checked)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -213,6 +237,29 @@ class Journal:
         )
         return own
 
+    def keep_desk(self, desk: Desk, places: Sequence[Place]) -> None:
+        """Keep what is open, and where those scans were read from.
+
+        Raises
+        ------
+        ProjectError
+            The disk refuses.
+        """
+        try:
+            with transaction(self._connection):
+                keep_desk(self._connection, desk, places)
+        except sqlite3.Error as error:
+            raise ProjectError(why(error, self._path)) from error
+
+    def desk(self) -> tuple[Desk, list[Place]]:
+        """Return what was open last, and where the project's scans were read from."""
+        if self._read("PRAGMA user_version")[0][0] < _DESK_VERSION:
+            return Desk(), []
+        try:
+            return read_desk(self._connection), read_places(self._connection)
+        except (sqlite3.Error, ValueError) as error:
+            raise ProjectError("The project's database cannot be read to its end: it is damaged.") from error
+
     def head(self) -> tuple[int, str]:
         """Return the last event's number and hash, as hexadecimal digits; ``(0, ...)`` where there is none."""
         seq, found = self._head()
@@ -234,6 +281,11 @@ class Journal:
         """Return a scan, or None where nothing was said of it."""
         rows = self._read("SELECT * FROM scans WHERE fingerprint = ?", fingerprint)
         return _scan_of(rows[0]) if rows else None
+
+    def last(self, scan: str, action: str) -> Event | None:
+        """Return the last event of a kind about a scan."""
+        rows = self._read("SELECT * FROM events WHERE scan = ? AND action = ? ORDER BY seq DESC LIMIT 1", scan, action)
+        return Event(*rows[0]) if rows else None
 
     def events(self, scan: str | None = None, after: int = 0) -> Iterator[Event]:
         """Yield the events after a number, of all scans or of one, in order.
@@ -270,7 +322,8 @@ def _hash(previous: bytes, *said: Any) -> bytes:
 def encode(entry: Entry) -> bytes:
     """Return an entry's content as bytes: a line of JSON that describes the arrays, and these, compressed.
 
-    Indices are kept as steps from one to the next, which are mostly 1 and take next to no room.
+    Indices are kept as steps from one to the next, which are mostly 1 and take next to no room; where several parts
+    changed at the same places these are kept once.
     """
     header: dict[str, Any] = {"facts": entry.facts or {}, "arrays": []}
     pieces: list[bytes] = []
@@ -279,18 +332,24 @@ def encode(entry: Entry) -> bytes:
         header["arrays"].append([name, array.dtype.str, len(array)])
         pieces.append(np.ascontiguousarray(array).tobytes())
 
+    last: NDArray | None = None
     for name in _PARTS:
         change = None if entry.correction is None else getattr(entry.correction, name)
         if change is not None:
-            steps = np.diff(change.indices, prepend=0)
-            small = len(steps) == 0 or (abs(int(steps.min())) < 2**31 and abs(int(steps.max())) < 2**31)
-            put(f"{name}.steps", steps.astype("<i4" if small else "<i8"))
+            if last is not None and np.array_equal(last, change.indices):
+                put(f"{name}.same", np.zeros(0, np.uint8))
+            else:
+                steps = np.diff(change.indices, prepend=0)
+                small = len(steps) == 0 or (abs(int(steps.min())) < 2**31 and abs(int(steps.max())) < 2**31)
+                put(f"{name}.steps", steps.astype("<i4" if small else "<i8"))
+            last = change.indices
             put(f"{name}.before", change.before.astype(change.before.dtype.newbyteorder("<")))
             put(f"{name}.after", change.after.astype(change.after.dtype.newbyteorder("<")))
     if entry.sides is not None:
         put("locked", entry.sides.locked)
         put("taught", entry.sides.taught)
-    return zlib.compress(json.dumps(header).encode() + b"\n" + b"".join(pieces))
+    packer = zlib.compressobj(zdict=_COMMON)
+    return packer.compress(json.dumps(header).encode() + b"\n" + b"".join(pieces)) + packer.flush()
 
 
 def decode(payload: bytes) -> Content:
@@ -302,17 +361,22 @@ def decode(payload: bytes) -> Content:
         The bytes are no such content.
     """
     try:
-        text, _, data = zlib.decompress(payload).partition(b"\n")
+        unpacker = zlib.decompressobj(zdict=_COMMON)  # which is asked for only by entries that were written with it
+        text, _, data = unpacker.decompress(payload, _LARGEST_ENTRY).partition(b"\n")
+        if not unpacker.eof:
+            raise ValueError("cut off, or larger than any entry")
         header = json.loads(text)
         arrays, at = {}, 0
         for name, kind, length in header["arrays"]:
             dtype = np.dtype(kind)
             arrays[name] = np.frombuffer(data, dtype, length, at)
             at += length * dtype.itemsize
-        changes = {}
+        changes: dict[str, SparseChange] = {}
+        indices = np.zeros(0, np.int64)
         for name in _PARTS:
-            if f"{name}.steps" in arrays:
-                indices = np.cumsum(arrays[f"{name}.steps"], dtype=np.int64)
+            if f"{name}.before" in arrays:
+                if f"{name}.same" not in arrays:
+                    indices = np.cumsum(arrays[f"{name}.steps"], dtype=np.int64)
                 changes[name] = SparseChange(indices, arrays[f"{name}.before"], arrays[f"{name}.after"])
         sides = Sides(arrays["locked"].copy(), arrays["taught"].copy()) if "locked" in arrays else None
         return Content(changes, sides, header["facts"])

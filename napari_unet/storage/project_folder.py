@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.annotation import Annotation
-from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.errors import ExportError, ModelError, ScanError
+from napari_unet.domain.checkpoint import Checkpoint, ModelCard
+from napari_unet.domain.errors import ExportError, ModelError, ProjectError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.storage.atomic import replace_atomically
 from napari_unet.storage.checkpoint_file import read_card, read_checkpoint, write_checkpoint
@@ -44,6 +44,25 @@ def default_project() -> Path:
     from platformdirs import user_data_dir
 
     return Path(os.environ.get(PROJECT_VARIABLE) or Path(user_data_dir("napari-unet")) / "project")
+
+
+def require_project(folder: Path) -> None:
+    """Refuse a folder that holds something else: a project is a folder of its own.
+
+    Raises
+    ------
+    ProjectError
+        It is a file, cannot be looked into, or holds other things.
+    """
+    try:
+        entries = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise ProjectError(f"{folder.name} cannot be opened as a project ({error.strerror}).") from error
+    mine = DATABASE in entries or any(folder.glob("models/v*.safetensors")) or any(folder.glob("labels/*.npz"))
+    if entries and not mine:
+        raise ProjectError(
+            f"{folder.name} holds other things: choose a project's folder, or an empty one for a new one."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +92,12 @@ class ProjectFolder:
 
     def next_model_name(self) -> str:
         """Return the name of the checkpoint to come: ``v1``, ``v2``..."""
-        names = self.model_names()
-        return f"v{int(names[-1][1:]) + 1}" if names else "v1"
+        numbers = [int(name[1:]) for name in (*self.model_names(), *self.removed_names())]
+        return f"v{max(numbers, default=0) + 1}"
+
+    def removed_names(self) -> list[str]:
+        """Return the checkpoints whose weights were deleted; their cards are there."""
+        return [path.stem for path in (self.path / "models").glob("v*.json") if is_version(path.stem)]
 
     def model_path(self, name: str) -> Path:
         """Return where a checkpoint of this name lies or would lie."""
@@ -90,6 +113,32 @@ class ProjectFolder:
         write_checkpoint(checkpoint, self.model_path(checkpoint.card.name))
         return checkpoint
 
+    def remove_model(self, name: str) -> None:
+        """Delete the weights of a kept checkpoint; its card stays, and its name is not used again.
+
+        Raises
+        ------
+        ExportError
+            They cannot be deleted.
+        ModelError
+            The file is damaged: its card cannot be kept.
+        """
+        path = self.model_path(name)
+        card = read_card(path)
+        try:
+            replace_atomically(path.with_suffix(".json"), card.model_dump_json(indent=2).encode())
+            path.unlink()
+        except OSError as error:
+            raise ExportError(f"{name} could not be deleted: {os.strerror(error.errno or 0)}.") from error
+
+    def model_sizes(self) -> dict[str, int]:
+        """Return the bytes that each kept checkpoint takes on the disk, oldest first."""
+        return {name: self.model_path(name).stat().st_size for name in self.model_names()}
+
+    def size(self) -> int:
+        """Return the bytes that the whole project takes on the disk."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else 0
+
     def read_model(self, name: str) -> Checkpoint:
         """Return a kept checkpoint."""
         return read_checkpoint(self.model_path(name))
@@ -100,12 +149,14 @@ class ProjectFolder:
         Of one that knows other classes, over which a mean would be another figure, and of a file that cannot be read
         nothing is said.
         """
-        found: dict[str, dict[str, float | None]] = {}
+        return {name: card.scores for name, card in self.cards().items() if card.label_schema.ids == schema.ids}
+
+    def cards(self) -> dict[str, ModelCard]:
+        """Return the cards of the kept checkpoints, oldest first, but for files that cannot be read."""
+        found: dict[str, ModelCard] = {}
         for name in self.model_names():
             with suppress(ModelError):
-                card = read_card(self.model_path(name))
-                if card.label_schema.ids == schema.ids:
-                    found[name] = card.scores
+                found[name] = read_card(self.model_path(name))
         return found
 
     @property
@@ -113,8 +164,13 @@ class ProjectFolder:
         """Whether there is one, sound or not."""
         return (self.path / DATABASE).exists()
 
-    def journal(self) -> Journal | None:
+    def journal(self, *, checked: bool = True) -> Journal | None:
         """Return the journal, to be read; None where there is none yet.
+
+        Parameters
+        ----------
+        checked : bool
+            Look first whether it is sound.
 
         Raises
         ------
@@ -123,7 +179,7 @@ class ProjectFolder:
         """
         if not self.has_journal:
             return None
-        journal = Journal(self.path, read_only=True)
+        journal = Journal(self.path, read_only=True, checked=checked)
         if journal.is_made:
             return journal
         journal.close()

@@ -17,7 +17,7 @@ from napari_unet.storage.journal import BEGINNING, Journal, KnownScan
 from napari_unet.storage.project_folder import ProjectFolder
 
 #: Actions of the journal that name a checkpoint's file.
-KEPT = "model kept"
+KEPT, REMOVED = "model kept", "model removed"
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,15 @@ def _chain(journal: Journal, kept: dict[str, str]) -> Iterator[Problem]:
         if event.previous != previous or event.expected_hash() != event.hash:
             yield Problem("journal", DATABASE, f"Event {event.seq} ({event.action}) is not what was written.")
         previous, expected = event.hash, event.seq + 1
-        if event.action == KEPT and event.model is not None:
+        if event.action in (KEPT, REMOVED):
             try:
-                kept[str(event.content().facts.get("name"))] = event.model
+                name = str(event.content().facts.get("name"))
             except ProjectError:
                 continue  # told above: its hash does not fit
+            if event.action == REMOVED:
+                kept.pop(name, None)
+            elif event.model is not None:
+                kept[name] = event.model
 
 
 def _labels(project: ProjectFolder, journal: Journal, scan: KnownScan) -> Iterator[Problem]:

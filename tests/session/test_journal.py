@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_unet.domain.errors import ProjectError
 from napari_unet.session.autosave import READER_VARIABLE
 from napari_unet.storage.database import DATABASE
 from napari_unet.storage.journal import Journal
@@ -195,7 +196,7 @@ class TestDamage:
         first.record_edit(state, painted(state, np.s_[1], 1), slice(None))
         first.close()
         path = first.project.path / DATABASE
-        data = path.read_bytes()[:-2000]
+        data = path.read_bytes()[: path.stat().st_size // 2]
         path.write_bytes(data)
         second = open_session()
         state = second.add_scan(scan_of())
@@ -263,3 +264,23 @@ class TestEarlierStates:
         assert session.timeline.moments(state) == []
         with pytest.raises(SessionError):
             session.timeline.restore(state, 1)
+
+
+def test_a_desk_that_cannot_be_kept_does_not_repeat_strokes(open_session, monkeypatch):
+    monkeypatch.setattr("napari_unet.session.journaling._AGAIN_SECONDS", 0.05)
+    session = open_session()
+    state = session.add_scan(scan_of())
+    session.record_edit(state, painted(state, np.s_[1], 1), slice(None))
+    until(lambda: session._autosave._journal.seq == 2)
+
+    def refuse(*_):
+        raise ProjectError("no")
+
+    monkeypatch.setattr(Journal, "keep_desk", refuse)
+    session.desk.look_at(state, 3)
+    session.record_edit(state, painted(state, np.s_[2], 1), slice(None))
+    time.sleep(0.4)
+    monkeypatch.undo()
+    session.close()
+    with contextlib.closing(Journal(session.project.path, read_only=True)) as journal:
+        assert [event.action for event in journal.events()] == ["import", "stroke", "stroke"]

@@ -16,6 +16,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.session.predicting import predict_scan
 from napari_unet.session.session import Session
+from napari_unet.storage.verify import verify
 from tests.session.conftest import Borrowed, assert_same_state, painted, renumbered, snapshot
 from tests.training.lessons import SCHEMA, lesson
 
@@ -294,7 +295,7 @@ class TestProposing:
         computing.use_model(renumbered(trained, LabelSchema(classes=(LabelClass(id=300, name="a", colour=(1, 0, 0)),))))
         with pytest.raises(ModelError, match="open it again"):
             computing.propose()
-        assert not computing.undo(state)
+        assert not state.annotation.labels.any()
 
     def test_a_model_for_another_kind_of_scan_is_refused(self, computing, trained):
         computing.use_model(
@@ -334,6 +335,60 @@ class TestProposing:
             propose(computing)
             assert state.annotation.labels.shape == data.shape
         assert all("unlike" in notice for notice in computing.heard.notices)
+
+
+def test_undo_takes_the_model_back_too(computing, trained):
+    state, truth = open_lesson(computing)
+    first, second = trained, renumbered(trained, LabelSchema(classes=(LabelClass(id=2, name="b", colour=(1, 0, 0)),)))
+    computing.use_model(first)
+    computing.record_edit(state, painted(state, np.s_[0], truth[0]), slice(None))
+    computing.use_model(second)
+    assert computing.undo(state)
+    assert computing.model is first
+    assert computing.schema == first.card.label_schema
+    assert (state.annotation.labels[0] == truth[0]).all()
+    computing.undo(state)
+    assert not state.annotation.labels.any()
+    for _ in range(2):
+        computing.redo(state)
+    assert computing.model is second
+    own = LabelSchema.of("liver", "tumour")
+    for _ in range(3):
+        computing.undo(state)
+    assert computing.model is None
+    computing.set_schema(own)
+    computing.use_model(second)
+    assert computing.schema == second.card.label_schema
+    computing.undo(state)
+    assert computing.schema == own, "the classes that the model had put in their place are back"
+    computing.use_model(first)
+    computing.begin_anew(second)
+    computing.undo(state)
+    assert (computing.model, computing.schema) == (first, first.card.label_schema)
+    computing.redo(state)
+    assert (computing.model, computing.body, computing.schema) == (None, second, own)
+
+
+class TestModelsOnDisk:
+    def test_one_that_is_not_in_use_can_be_removed_and_the_project_stays_sound(self, computing, trained):
+        state, _ = open_lesson(computing)
+        computing.record_edit(state, painted(state, np.s_[0], 1), slice(None))
+        for _ in range(3):
+            kept = computing.project.write_model(trained)
+            computing._autosave.note("model kept", kept.id, name=kept.card.name)
+        computing.use_kept_model("v2")
+        with pytest.raises(SessionError, match="in use"):
+            computing.remove_models(["v1", "v2"])
+        assert computing.kept_models() == ["v1", "v2", "v3"]
+        computing.remove_models(["v1"])
+        assert list(computing.project.model_sizes()) == ["v2", "v3"]
+        assert computing.project.size() > sum(computing.project.model_sizes().values())
+        computing.close()
+        assert list(verify(computing.project.path)) == []
+        # A name is never used again: v3 stays what it was.
+        computing.project.remove_model("v3")
+        assert computing.kept_models() == ["v2"]
+        assert computing.project.next_model_name() == "v4"
 
 
 class TestImproving:
@@ -377,8 +432,8 @@ class TestImproving:
             computing.record_edit(state, painted(state, np.s_[1:3], 1), slice(None))  # while it runs
             computing.wait(SECONDS)
             results.append(computing.verdict.checkpoint.id)
-            while computing.undo(state):
-                pass
+            while state.history.next_undo.kind == "stroke":
+                computing.undo(state)
             computing.record_edit(state, painted(state, np.s_[0], truth[0]), slice(None))
         assert results[0] == results[1]
 
