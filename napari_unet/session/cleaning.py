@@ -84,6 +84,7 @@ class CleanUp:
         if not settings.does_something:
             raise SessionError("Nothing is to be done: choose what to clean up first.")
         # Not cancelled where one is under way: to stop it within its seconds would mean to kill the worker.
+        self._session.tools.dismiss()  # of two previews one would be shown and the other applied
         question = self._awaited = object()
         self._preview = None
 

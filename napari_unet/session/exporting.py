@@ -8,9 +8,10 @@ from napari_unet.domain.labels import LabelSchema
 from napari_unet.io.sidecar import write_sidecar
 from napari_unet.io.writers import write_mask
 from napari_unet.session.state import ScanState
+from napari_unet.storage.audit import AuditCard
 
 
-def export_mask(state: ScanState, path: Path, schema: LabelSchema) -> None:
+def export_mask(state: ScanState, path: Path, schema: LabelSchema, audit: AuditCard | None = None) -> None:
     """Write the labels of a scan, and how they came to be: which model made the last proposal that stands.
 
     Parameters
@@ -20,6 +21,8 @@ def export_mask(state: ScanState, path: Path, schema: LabelSchema) -> None:
         Its suffix names the format.
     schema : LabelSchema
         What the labels mean.
+    audit : AuditCard, optional
+        How they came to be; goes into the record beside the mask.
 
     Raises
     ------
@@ -38,4 +41,11 @@ def export_mask(state: ScanState, path: Path, schema: LabelSchema) -> None:
         algorithm="MANUAL" if by_hand else "SEMIAUTOMATIC",
         model_name=None if card is None else card.name,
     )
-    write_sidecar(path, state.scan, schema, model=card, model_id=state.proposed_by)
+    write_sidecar(
+        path,
+        state.scan,
+        schema,
+        model=card,
+        model_id=state.proposed_by,
+        audit=None if audit is None else audit.to_json(),
+    )

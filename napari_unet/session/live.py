@@ -26,6 +26,7 @@ from napari_unet.session.history import Step
 from napari_unet.session.models import require_channels
 from napari_unet.session.proposing import proposal_correction
 from napari_unet.session.state import ScanState
+from napari_unet.session.tools import STROKES
 from napari_unet.session.worker import Worker, wait_until
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class LiveRefit:
         if change.correction is self._own or change.state is not session.active:
             return
         self._version += 1
-        if not self._on or change.origin != "view":
+        if not self._on or not (change.origin == "view" or change.correction.kind in STROKES):
             # A stroke that was undone wants no answer; one beneath a proposal under way still does.
             self._stroke = self._stroke if change.correction.kind == "proposal" else None
             return

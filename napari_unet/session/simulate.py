@@ -24,9 +24,9 @@ from napari_unet.domain.settings import ModelSettings
 from napari_unet.evaluation.effort import correction_effort, pooled_dice
 from napari_unet.evaluation.simulated_annotator import Annotator, Corrected, OracleAnnotator
 from napari_unet.inference.predict import PixelShare, predict
+from napari_unet.inference.runtimes import network_of
 from napari_unet.inference.slabs import plan_slabs
 from napari_unet.io.pairs import LabelledScan, Pair, group_of
-from napari_unet.networks.factory import build, load_weights
 from napari_unet.patches.prepare import prepare
 from napari_unet.patches.spacing import zoom_of
 from napari_unet.session.models import has_learnt, require_channels, require_classes
@@ -249,8 +249,7 @@ class Simulator:
         """Return label arrays for a group; empty ones while no model has learnt anything."""
         if not has_learnt(model):
             return [np.zeros_like(item.labels) for item in group]
-        network = build(model.card.settings.network, seed=0)
-        load_weights(network, model.weights)
+        network = network_of(model)
         pixels = PixelShare.of(model)
         found = []
         for item in group:

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.errors import ScanError
+from napari_unet.domain.errors import MaskError, ScanError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import read_scan
 from napari_unet.session.session import Session
 from tests.io import dicom_files
+from tests.io.nifti_files import save_nifti
 
 NAME = "Mustermann^Erika"
 
@@ -63,7 +66,8 @@ def test_the_record_names_the_model_whose_proposal_stands(
     assert record()["id"] == trained.id
     computing.use_model(None)
     assert record()["name"] == "v1"
-    computing.undo(state)
+    computing.undo(state)  # the model
+    computing.undo(state)  # the proposal
     assert record() is None
     computing.redo(state)
     assert record()["id"] == trained.id
@@ -85,3 +89,59 @@ def _nifti(folder: Path) -> Path:
     path = folder / "scan.nii"
     nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), path)
     return path
+
+
+def test_all_open_scans_at_once_and_no_file_is_replaced(session: Session, tmp_path: Path) -> None:
+    scans = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        data = np.random.default_rng(len(scans)).integers(0, 99, (9, 8, 5)).astype(np.uint8)
+        scans.append(read_scan(save_nifti(tmp_path / folder / "scan.nii.gz", data)))
+    states = [session.add_scan(scan) for scan in scans]
+    for value, state in enumerate(states, 1):
+        view = np.full_like(state.annotation.labels, value)
+        session.record_edit(state, view, slice(None))
+    out = tmp_path / "masks"
+    out.mkdir()
+    (out / "scan-mask.json").write_text("{}")  # of somebody else's
+    written = session.export_masks(out)
+    assert [path.name for path in written] == ["scan-mask-2.nii.gz", "scan-mask-3.nii.gz"]
+    for value, path in enumerate(written, 1):
+        assert (nib.load(path).get_fdata() == value).all()
+    assert (out / "scan-mask.json").read_text() == "{}"
+
+
+def test_a_damaged_journal_does_not_keep_the_mask(session: Session, tmp_path: Path) -> None:
+    scan = read_scan(save_nifti(tmp_path / "scan.nii.gz", np.zeros((9, 8, 5), np.uint8)))
+    state = session.add_scan(scan)
+    session.record_edit(state, np.ones_like(state.annotation.labels), slice(None))
+    session.close()
+    path = session.project.path / "project.db"
+    path.write_bytes(b"not a database" * 1000)
+    session.export_mask(state, tmp_path / "mask.nii.gz")
+    assert (nib.load(tmp_path / "mask.nii.gz").get_fdata() == 1).all()
+    assert "damaged" in session.heard.notices[-1]
+    assert "audit" not in json.loads((tmp_path / "mask.json").read_text())
+
+
+def test_a_mask_can_be_loaded_again(session: Session, tmp_path: Path) -> None:
+    scan = read_scan(save_nifti(tmp_path / "scan.nii.gz", np.zeros((9, 8, 5), np.uint8)))
+    state = session.add_scan(scan)
+    view = np.zeros_like(state.annotation.labels)
+    view[1:4, 2:5, 2:5] = 2
+    session.record_edit(state, view, slice(None))
+    session.export_mask(state, tmp_path / "mask.nii.gz")
+    session.undo(state)
+    session.accept_slices(state, [3])
+    assert session.load_mask(state, tmp_path / "mask.nii.gz") == 18
+    view[3] = 0  # accepted as empty
+    np.testing.assert_array_equal(state.annotation.labels, view)
+    assert not state.annotation.painted.any()
+    session.undo(state)
+    assert not state.annotation.labels.any()
+    session.set_schema(LabelSchema.of("a"))
+    with pytest.raises(MaskError, match="no class"):
+        session.load_mask(state, tmp_path / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "other.nii.gz")
+    with pytest.raises(MaskError):
+        session.load_mask(state, tmp_path / "other.nii.gz")

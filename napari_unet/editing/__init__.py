@@ -1,0 +1,1 @@
+"""Floor 2: the correction tools, as pure functions on arrays."""
