@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
-from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QFrame, QLabel, QMainWindow, QScrollArea, QVBoxLayout, QWidget
+from napari.settings import get_settings
+from psygnal import Signal
+from qtpy.QtCore import QEvent, QSize, QTimer
+from qtpy.QtWidgets import QApplication, QDialog, QLabel, QMainWindow, QVBoxLayout, QWidget
 
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
+from napari_unet.qt.actions import Actions
 from napari_unet.qt.bridge import Bridge, guarded
 from napari_unet.qt.choosing import read_asking
 from napari_unet.qt.drops import DropOpener
 from napari_unet.qt.layer_data import image_arguments, picture
 from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.looks import look_like, style_sheet
 from napari_unet.qt.overlays import Overlays
-from napari_unet.qt.panels.correct import CorrectPanel
+from napari_unet.qt.panels.correct import TOOLS, CorrectPanel
 from napari_unet.qt.panels.finish import FinishPanel
+from napari_unet.qt.panels.guide import Guide
 from napari_unet.qt.panels.improve import ImprovePanel
-from napari_unet.qt.panels.parts import line
+from napari_unet.qt.panels.keys import KeysDialog
+from napari_unet.qt.panels.parts import Column, line
+from napari_unet.qt.panels.project import ProjectBar
 from napari_unet.qt.panels.propose import ProposePanel
 from napari_unet.qt.panels.scan import ScanPanel
+from napari_unet.qt.panels.volumes import VolumesDialog
+from napari_unet.qt.second_series import SecondSeries
 from napari_unet.session.log import log_to_file
 from napari_unet.session.models import find_model
 from napari_unet.session.session import Session
@@ -45,6 +55,8 @@ class AnnotateWidget(QWidget):
         Given by napari, which knows this name.
     """
 
+    closing = Signal()
+
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         log_to_file()
@@ -53,29 +65,31 @@ class AnnotateWidget(QWidget):
         self._window: QMainWindow | None = None
         viewer = napari_viewer
         self.session = Session(Engine(wake=self._wake), default_project())
-        self._keys: dict[str, Callable[[], None]] = {
-            "P": self._guard(self.session.propose),
-            "F": self._guard(lambda: self.improve.start()),
-            "Enter": self._guard(self._enter),
-            "Control-Z": self._guard(lambda: self.binder.undo()),
-            "Control-Shift-Z": self._guard(lambda: self.binder.redo()),
-        }
+        self.actions = Actions(self._guard)
+        self.keys: KeysDialog | None = None
         self._viewer = viewer
         self._notice = line("", "Messages")
-        self.binder = LayerBinder(viewer, self.session, self.say, self._keys)
+        self.binder = LayerBinder(viewer, self.session, self.say, self.actions.bind)
         self.overlays = Overlays(viewer, self.session, self.binder.hand_back)
+        self.second = SecondSeries(viewer, self.session, self.binder.hand_back, self._guard, self.say)
         self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
         self._drops = DropOpener(self, self.open_path)
-        self.scan = ScanPanel(self.session, self.binder)
+        self.project = ProjectBar(self.session, self._guard, self.say)
+        self.guide = Guide(self.session, self._guard)
+        self.project.guide_wanted.connect(self.guide.show_again)
+        self.volumes = VolumesDialog(self.session, viewer, self.binder, self)
+        self.scan = ScanPanel(self.session, self.binder, self._guard(self.open_views), self._guard(self.volumes.show))
         self.propose = ProposePanel(self.session, self._guard)
         self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
         self.improve = ImprovePanel(self.session, self._guard)
         self.finish = FinishPanel(self.session, self._guard, self.say)
         self._lay_out()
         self.session.notified.connect(self._show_notice)
-        for key, action in self._keys.items():
-            viewer.bind_key(key, lambda _, act=action: act(), overwrite=True)
+        self.session.slice_wanted.connect(self._go_to)
+        self._list_actions()
         viewer.dims.events.current_step.connect(self._slice_moved)
+        viewer.events.theme.connect(self._follow_theme)
+        get_settings().appearance.events.font_size.connect(self._follow_theme)
         application = QApplication.instance()
         assert application is not None
         application.aboutToQuit.connect(self.shut_down)
@@ -97,25 +111,45 @@ class AnnotateWidget(QWidget):
 
         self._guard(read_and_show)()
 
+    def open_keys(self) -> None:
+        """Open the list of keys, to change them."""
+        if self.keys is None:
+            self.keys = KeysDialog(self.actions, self)
+        self.keys.show()
+        self.keys.raise_()
+
     def show_scan(self, scan: Scan) -> None:
         """Show a scan; one that cannot be worked on is there to be looked at, and the dock says why."""
         self._viewer.add_layer(Image(picture(scan), **image_arguments(scan, "scan")))
+
+    def open_views(self) -> None:
+        """Show the other planes of the scan beside the canvas."""
+        dock, _ = self._viewer.window.add_plugin_dock_widget("napari-unet", "Views")
+        dock.show()
+        dock.raise_()
 
     def shut_down(self) -> None:
         """Stop the work and save what is unsaved; called when dock or window closes, and safe to call twice."""
         if self._closed:
             return
         self._closed = True
+        self.closing.emit()
         self._bridge.close()
         self._drops.close()
         self.overlays.close()
+        self.second.close()
+        self.volumes.let_go()
         self.binder.close()
         self.improve.close_settings()
         self.correct.close_dialogs()
         self.propose.close_dialog()
+        self.project.close()
+        if self.keys is not None:
+            self.keys.close()
         self._viewer.dims.events.current_step.disconnect(self._slice_moved)
-        for key in self._keys:
-            self._viewer.bind_key(key, None)
+        self._viewer.events.theme.disconnect(self._follow_theme)
+        get_settings().appearance.events.font_size.disconnect(self._follow_theme)
+        self.actions.close()
         if self._window is not None:
             self._window.removeEventFilter(self)
             self._window = None
@@ -170,6 +204,29 @@ class AnnotateWidget(QWidget):
         if not self.binder.finish_polygon():
             self.correct.accept_visible()
 
+    def _list_actions(self) -> None:
+        """Say what can be done by keys and commands, and bind the keys."""
+        add, session, correct = self.actions.add, self.session, self.correct
+        add("propose", "Propose", "P", session.propose, "Let the model mask the scan.")
+        add("fine_tune", "Fine-tune", "F", self.improve.start, "Learn from everything accepted and painted so far.")
+        add("accept_slice", "Accept slice", "Enter", self._enter, "End a polygon; else accept the slice, or open it.")
+        add("accept_scan", "Accept scan", "", correct.accept_all, "Accept all slices as they stand.")
+        add("next_to_check", "Next to check", "N", session.next_to_check, "Go to the slice where a look pays most.")
+        add("blink", "Before and after", "B", self.overlays.blink, "Show the labels from before, or those of now.")
+        add("undo", "Undo", "Control-Z", self.binder.undo, "Take back the last step.")
+        add("redo", "Redo", "Control-Shift-Z", self.binder.redo, "Do it again.")
+        for key, (tool, title, tip) in zip("2S143I6", TOOLS, strict=True):
+            add(tool, title, key, partial(self.binder.take, tool), tip)
+        add("tools", "Tools...", "T", correct.open_tools, "Between slices, grow, threshold, margin, split...")
+        add("clean_up", "Clean up...", "", correct.open_clean_up, "Remove islands, fill holes, smooth.")
+        add("classes", "Classes...", "", correct.open_classes, "Name the classes, add or remove some.")
+        add("keys", "Keys...", "", self.open_keys, "Read and change the keys.")
+        add("export_mask", "Export mask...", "", self.finish.ask, "Write the mask where viewers find it in place.")
+        add("whole_folder", "Whole folder...", "", self.finish.ask_for_folder, "Mask every scan of a folder.")
+        self.actions.bind(self._viewer)
+        self.actions.show_on(self)
+        self.project.keys_wanted.connect(self.open_keys)
+
     def _slice_moved(self, event: object = None) -> None:
         self.correct.ribbon.update()
 
@@ -190,20 +247,31 @@ class AnnotateWidget(QWidget):
         column = QVBoxLayout(content)
         column.setContentsMargins(4, 4, 4, 4)
         column.setSpacing(6)
-        self._notice.setStyleSheet("background: #2d4a5e; color: white; padding: 5px; border-radius: 3px;")
+        look_like(self._notice, "notice")
         self._notice.hide()
-        for widget in (self._notice, self.scan, self.propose, self.correct, self.improve, self.finish):
+        panels = (self.scan, self.propose, self.correct, self.improve, self.finish)
+        for widget in (self.project, self.guide, self._notice, *panels):
             column.addWidget(widget)
         caution = QLabel("For research use only.")
-        caution.setStyleSheet("color: gray;")
+        look_like(caution, "faint")
         column.addWidget(caution)
         column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidget(content)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        content.setMinimumWidth(340)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(scroll)
-        self.setMinimumWidth(340)
+        layout.addWidget(Column(content))
+        self._follow_theme()
+
+    def _follow_theme(self, event: object = None) -> None:
+        self.setStyleSheet(style_sheet(self._viewer.theme, get_settings().appearance.font_size))
+        QTimer.singleShot(0, self._make_room)
+
+    def _make_room(self) -> None:
+        """Give dialogs that are open the size that other letters need."""
+        for dialog in self.findChildren(QDialog):
+            layout = dialog.layout()
+            if not self._closed and layout is not None:
+                layout.activate()
+                wide = max(dialog.width(), layout.totalMinimumSize().width())
+                high = max(layout.totalMinimumSize().height(), layout.totalHeightForWidth(wide))
+                dialog.resize(dialog.size().expandedTo(QSize(wide, high)))

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from napari.layers import Image
+from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 
 from napari_unet.domain.errors import ScanError
 from napari_unet.domain.geometry import AxisMap, Geometry
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 
 #: Key of a layer's metadata under which its scan lies.
@@ -53,6 +55,12 @@ def image_arguments(scan: Scan, name: str) -> dict[str, Any]:
         arguments["contrast_limits"] = scan.window or whole_window(scan)
         arguments["colormap"] = "gray_r" if scan.inverted else "gray"
     return arguments
+
+
+def label_colours(schema: LabelSchema) -> DirectLabelColormap:
+    """Return the colours of the classes as a Labels layer takes them; other values are grey."""
+    colours: dict[int | None, object] = {each.id: (*each.colour, 1.0) for each in schema.classes}
+    return DirectLabelColormap(color_dict={0: "transparent", None: (0.5, 0.5, 0.5, 1.0), **colours})
 
 
 def whole_window(scan: Scan) -> tuple[float, float]:

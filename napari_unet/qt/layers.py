@@ -8,22 +8,31 @@ keys lead to the session's, because after a slab has streamed in napari's would 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
-from napari.utils.colormaps import DirectLabelColormap
 from numpy.typing import NDArray
 from psygnal import Signal
 from qtpy.QtCore import QTimer
 
 from napari_unet.domain.errors import NapariUnetError
-from napari_unet.domain.labels import LabelSchema
-from napari_unet.qt.layer_data import OVERLAY_KEY, SCAN_KEY, image_arguments, picture, placement, scan_of_layer
+from napari_unet.qt.layer_data import (
+    OVERLAY_KEY,
+    SCAN_KEY,
+    image_arguments,
+    label_colours,
+    picture,
+    placement,
+    scan_of_layer,
+)
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
+
+#: What napari does while one of this program's own tools is in the hand.
+_MODE_OF = {"smart": "paint", "piece": "pan_zoom"}
 
 # Labels layers whose dock was closed: nothing records what is painted on them. A dock opened later replaces them.
 _left_behind: weakref.WeakSet[Labels] = weakref.WeakSet()
@@ -38,25 +47,32 @@ class LayerBinder:
     session : Session
     say : callable
         Shows one sentence to the person.
-    keys : dict
-        Key bindings of each Labels layer, besides undo and redo: they would otherwise be napari's.
+    bind_keys : callable
+        Binds the window's keys to a Labels layer, undo and redo among them: they would otherwise be napari's.
     """
 
-    tool_changed = Signal()  # brush, eraser... or class of the active Labels layer: read ``mode``, ``selected_label``
+    tool_changed = Signal()  # brush, eraser... or class of the active Labels layer: read ``tool``, ``selected_label``
+    piece_clicked = Signal(ScanState, tuple)  # with the index of the voxel, while the tool is ``piece``
 
     def __init__(
         self,
         viewer: ViewerModel,
         session: Session,
         say: Callable[[str], None],
-        keys: dict[str, Callable[[], None]],
+        bind_keys: Callable[[Labels], None],
     ) -> None:
-        self._viewer, self._session, self._say, self._keys = viewer, session, say, keys
+        self._viewer, self._session, self._say, self._bind_keys = viewer, session, say, bind_keys
         self._images: dict[ScanState, Image] = {}
         self._labels: dict[ScanState, Labels] = {}
         self._adopting: Image | None = None
         self._turned_to: ScanState | None = None
         self._busy = False
+        #: Tools of this program beside napari's: ``smart`` (a brush) and ``piece`` (which pans but for clicks).
+        self._own_tool: str | None = None
+        self._is_ball = False
+        self._path: list[NDArray] = []
+        # A stroke of a brush of this program's that has ended and is about to take the place of napari's.
+        self._own_stroke: tuple[ScanState, Any, NDArray, int] | None = None
         session.scan_added.connect(self._add_layers)
         session.scan_removed.connect(self._remove_layers)
         session.labels_changed.connect(self._show_change)
@@ -84,6 +100,9 @@ class LayerBinder:
             layer.events.paint.disconnect(self._painted)
             layer.events.mode.disconnect(self._tool_moved)
             layer.events.selected_label.disconnect(self._class_chosen)
+            layer.events.brush_size.disconnect(self._brush_resized)
+            layer.events.visible.disconnect(self._shown)
+            layer.mouse_drag_callbacks.remove(self._follow)
             layer.editable = False
             _left_behind.add(layer)
 
@@ -107,10 +126,48 @@ class LayerBinder:
         return self._labels.get(active) if active is not None else None
 
     @property
-    def mode(self) -> str:
-        """Tool of the active Labels layer, by napari's name; empty without one."""
+    def tool(self) -> str:
+        """Tool in the hand: ``smart``, ``piece``, or napari's name of the active layer's mode; empty without a scan."""
         layer = self.active_labels
-        return str(layer.mode) if layer is not None else ""
+        return "" if layer is None else self._own_tool or str(layer.mode)
+
+    def take(self, tool: str) -> None:
+        """Take a tool into the hand; see :attr:`tool`."""
+        layer = self.active_labels
+        if layer is not None:
+            layer.visible = True
+            self._own_tool = None
+            layer.mode = _MODE_OF.get(tool, tool)
+            self._own_tool = tool if tool in _MODE_OF else None
+        self.tool_changed.emit()
+
+    @property
+    def is_ball(self) -> bool:
+        """Whether brush and eraser reach into the slices around."""
+        return self._is_ball
+
+    def set_ball(self, on: bool) -> None:
+        """Have brush and eraser be balls, or discs again."""
+        self._is_ball = on
+        self.tool_changed.emit()
+
+    @property
+    def brush_mm(self) -> float | None:
+        """Diameter of the brush in mm, or in voxels where the spacing is not known; None without a scan."""
+        layer = self.active_labels
+        return None if layer is None else float(layer.brush_size) * self._brush_unit(layer)
+
+    def set_brush_mm(self, diameter: float) -> None:
+        """Change the diameter of the brush."""
+        layer = self.active_labels
+        if layer is not None:
+            layer.brush_size = max(1, round(diameter / self._brush_unit(layer)))
+
+    def _brush_unit(self, layer: Labels) -> float:
+        # napari's brush is as wide as so many of the narrower of the voxel's two sides on the screen.
+        extra = self._viewer.dims.ndim - layer.ndim
+        shown = [axis - extra for axis in self._viewer.dims.displayed[-2:] if axis >= extra]
+        return float(min(layer.scale[axis] for axis in shown or range(layer.ndim)))
 
     def finish_polygon(self) -> bool:
         """Paint the polygon that is being drawn; returns whether there was one."""
@@ -124,9 +181,10 @@ class LayerBinder:
         """Select the labels of the active scan again, with the tool that was in hand."""
         layer = self.active_labels
         if layer is not None and self._viewer.layers.selection.active is not layer:
-            mode = layer.mode
+            mode, own = layer.mode, self._own_tool
             self._viewer.layers.selection.active = layer
             layer.mode = mode
+            self._own_tool = own
 
     def undo(self) -> None:
         """Take back the last step on the active scan; not while the mouse draws."""
@@ -176,8 +234,11 @@ class LayerBinder:
         layer.events.paint.connect(self._painted)
         layer.events.mode.connect(self._tool_moved)
         layer.events.selected_label.connect(self._class_chosen)
-        for key, action in self._keys.items():
-            layer.bind_key(key, lambda _, act=action: act(), overwrite=True)
+        layer.events.brush_size.connect(self._brush_resized)
+        layer.events.visible.connect(self._shown)
+        # First, so that it has seen the whole path when napari tells of the stroke.
+        layer.mouse_drag_callbacks.insert(0, self._follow)
+        self._bind_keys(layer)
         self._colour(layer)
         layer.selected_label = self._session.schema.ids[0]
         layer.brush_size = 8
@@ -209,9 +270,7 @@ class LayerBinder:
                 layer.selected_label = self._session.schema.ids[0]
 
     def _colour(self, layer: Labels) -> None:
-        schema: LabelSchema = self._session.schema
-        colours: dict[int | None, object] = {c.id: (*c.colour, 1.0) for c in schema.classes}
-        layer.colormap = DirectLabelColormap(color_dict={0: "transparent", None: (0.5, 0.5, 0.5, 1.0), **colours})
+        layer.colormap = label_colours(self._session.schema)
 
     def _show_active(self) -> None:
         active = self._session.active
@@ -264,8 +323,44 @@ class LayerBinder:
 
     # -- from the layers to the session ------------------------------------------------------------------------
 
-    def _tool_moved(self, event: object = None) -> None:
+    def _tool_moved(self, event: Any = None) -> None:
+        # By napari's own buttons and keys; of a layer that is hidden napari takes the tool by itself.
+        if self._own_tool is not None and event is not None and event.source.visible:
+            self._own_tool = self._own_tool if str(event.mode) == _MODE_OF[self._own_tool] else None
         self.tool_changed.emit()
+
+    def _shown(self, event: Any) -> None:
+        """Give the tool back to a layer that was hidden for a while."""
+        layer: Any = event.source
+        if self._own_tool is not None and layer.visible and layer == self.active_labels:
+            layer.mode = _MODE_OF[self._own_tool]
+
+    def _brush_resized(self, event: object = None) -> None:
+        self.tool_changed.emit()
+
+    def _follow(self, layer: Labels, event: Any) -> Iterator[None]:
+        """Take down where the mouse goes while its button is held, in voxels; tell of a click on a piece."""
+        start = np.asarray(layer.world_to_data(event.position))
+        self._path = [start]
+        left, moved = event.button == 1, False
+        yield
+        while event.type == "mouse_move":
+            moved = True
+            self._path.append(np.asarray(layer.world_to_data(event.position)))
+            yield
+        state = next((each for each, known in self._labels.items() if known is layer), None)
+        # In three dimensions the mouse is at no voxel: napari finds what its ray hits.
+        if state is None or not left or self._viewer.dims.ndisplay != 2:
+            return
+        if self._own_tool == "piece" and not moved:
+            index = tuple(int(at) for at in np.round(start))
+            if all(0 <= at < n for at, n in zip(index, layer.data.shape, strict=True)):
+                self.piece_clicked.emit(state, index)
+        elif str(layer.mode) in ("paint", "erase") and (self._own_tool == "smart" or self._is_ball):
+            value = 0 if str(layer.mode) == "erase" else int(layer.selected_label)
+            self._own_stroke = state, layer, np.round(self._path), value
+            # Once napari has ended its own stroke, which it tells of only where it has changed something.
+            QTimer.singleShot(0, self._paint_own)
 
     def _class_chosen(self, event: Any) -> None:
         layer, ids = event.source, self._session.schema.ids
@@ -285,7 +380,44 @@ class LayerBinder:
             for atom in event.value:
                 _write(atom, layer.data)
             slices = slice(None) if axis is None else _slices_of(event.value, axis)
+            if self._own_stroke is not None and self._own_stroke[1] is layer:
+                # The disc that napari has painted: what its own brush covers follows.
+                layer._reset_history()
+                self._show_truth(state, layer, slices)
+                return
             self._session.record_edit(state, layer.data, slices, kind)
+            if self._session.tools.protects:
+                # Some of it may have been put back, and napari writes a polygon only after it has told of it.
+                QTimer.singleShot(0, lambda: self._show_truth(state, layer, slices))
+
+    def _show_truth(self, state: ScanState, layer: Any, slices: slice) -> None:
+        """Have the layer show some slices as the session has them."""
+        if self._labels.get(state) == layer:
+            index = state.annotation.slice_index(slices)
+            layer.data[index] = state.annotation.labels[index]
+            layer.refresh()
+
+    def _paint_own(self) -> None:
+        """Carry out the stroke of a brush of this program's."""
+        if self._own_stroke is None:
+            return
+        (state, layer, path, value), self._own_stroke = self._own_stroke, None
+        if self._labels.get(state) != layer:
+            return
+        extra = self._viewer.dims.ndim - layer.ndim
+        across = [axis for axis in range(layer.ndim) if axis + extra not in self._viewer.dims.displayed]
+        try:
+            self._session.tools.stroke(
+                state,
+                path,
+                float(layer.brush_size) * self._brush_unit(layer) / 2,
+                value,
+                across=across[0] if across else None,
+                ball=self._is_ball,
+                smart=self._own_tool == "smart",
+            )
+        except NapariUnetError as error:
+            self._say(str(error))
 
     def slice_on_screen(self, state: ScanState) -> int:
         """Return the index, along the slice axis, of the slice on screen."""

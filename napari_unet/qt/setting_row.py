@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QCheckBox, QComboBox, QGridLayout, QLabel, QLineEdit, QPushButton, QSpinBox, QWidget
 
-from napari_unet.qt.panels.parts import tool
+from napari_unet.qt.looks import look_like
+from napari_unet.qt.panels.parts import Calm, tool
 from napari_unet.session.setting_fields import SettingField
 
-#: For what rows are put into: one style sheet for all of them, since each costs a moment.
-STYLE = """
-QLabel#help { font-size: 9pt; }
-QLabel#wrong { color: #e0693a; }
-QLineEdit[wrong="true"] { border: 1px solid #e0693a; }
-QSpinBox[wrong="true"] { border: 1px solid #e0693a; }
-QComboBox[wrong="true"] { border: 1px solid #e0693a; }
-"""
 _LARGEST = 2**31 - 1
 _LINES = 4
 _GAP = 8
@@ -60,8 +52,7 @@ class SettingRow:
         for widget in (self.name, self.editor):
             widget.setToolTip(" ".join(part for part in (field.key, field.limits) if part))
         self.help = _wrapped("help")
-        self._calm = _CalmWheel(self.editor)
-        self.editor.installEventFilter(self._calm)
+        self._calm = Calm(self.editor)
         grid.addWidget(self.name, self._line, 0)
         grid.addWidget(self.editor, self._line, 1)
         grid.addWidget(self.help, self._line + 1, 0, 1, 3)
@@ -158,6 +149,7 @@ class SettingRow:
         self.is_wrong = sentence is not None
         if self.message is None:
             self.message = _wrapped("wrong")
+            look_like(self.message, "wrong")
             self.message.setAccessibleName(f"What is wrong with {self.field.title.lower()}")
             self._grid.addWidget(self.message, self._line + 2, 0, 1, 3)
         self.message.setText(sentence or "")
@@ -178,21 +170,6 @@ class SettingRow:
             self.reset.setAutoDefault(False)
             self._grid.addWidget(self.reset, self._line, 2)
         self.reset.setVisible(offered)
-
-
-class _CalmWheel(QObject):
-    """Scrolling over a form changes no value that the person is not at."""
-
-    def __init__(self, editor: QWidget) -> None:
-        super().__init__(editor)
-        editor.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Hand the wheel on to what scrolls, unless the editor has the focus."""
-        if event.type() != QEvent.Type.Wheel or (isinstance(watched, QWidget) and watched.hasFocus()):
-            return False
-        event.ignore()
-        return True
 
 
 def _wrapped(name: str) -> QLabel:

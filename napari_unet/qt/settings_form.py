@@ -15,7 +15,6 @@ from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QDialog,
-    QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
@@ -28,8 +27,9 @@ from qtpy.QtWidgets import (
 from napari_unet.domain.errors import NapariUnetError, SettingsError
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.qt.bridge import guarded
-from napari_unet.qt.panels.parts import button, line
-from napari_unet.qt.setting_row import STYLE, SettingRow
+from napari_unet.qt.looks import link_colour, look_like
+from napari_unet.qt.panels.parts import Column, button, line
+from napari_unet.qt.setting_row import SettingRow
 from napari_unet.session.session import Session
 from napari_unet.session.setting_fields import setting_fields, value_of
 from napari_unet.training.presets import PRESETS, preset_named
@@ -55,12 +55,13 @@ class SettingsForm(QDialog):
         self.setWindowTitle("Settings of the next fine-tune")
         self.setModal(False)
         self.trouble = line("", "What is wrong with the plan")
-        self.trouble.setStyleSheet("background: #6b3a20; color: white; padding: 5px; border-radius: 3px;")
+        look_like(self.trouble, "trouble")
         self.words = line("", "The plan in words")
         self.words.setTextInteractionFlags(Qt.TextInteractionFlag.TextBrowserInteraction)
         self.words.linkActivated.connect(self.show_setting)
         self.preset = QComboBox()
         self.preset.setAccessibleName("Preset")
+        self.preset.setToolTip("The recipe that the plan starts from.")
         self.preset.activated.connect(guarded(self._complain, lambda _: self._choose_preset()))
         self.purpose = line("", "What the preset is for")
         self.back = button(
@@ -145,7 +146,7 @@ class SettingsForm(QDialog):
         else:
             self.trouble.hide()
         self.tabs.setEnabled(True)
-        self.words.setText(_with_links(words))
+        self.words.setText(_with_links(words, link_colour(self.words)))
         self._show_preset(settings)
         self._show_rows(settings)
 
@@ -209,7 +210,7 @@ class SettingsForm(QDialog):
         column.setSpacing(8)
         self.trouble.hide()
         column.addWidget(self.trouble)
-        column.addWidget(_scrolled(self.words), 2)
+        column.addWidget(Column(self.words), 2)
         chooser = QHBoxLayout()
         for widget, stretch in ((QLabel("Preset"), 0), (self.preset, 0), (self.purpose, 1), (self.back, 0)):
             chooser.addWidget(widget, stretch)
@@ -222,11 +223,11 @@ class SettingsForm(QDialog):
         # Enter in a field presses no button.
         for each in (self.back, close):
             each.setAutoDefault(False)
-        self.resize(660, 800)
+        screen = self.screen()
+        self.resize(660, min(800, screen.availableGeometry().height() - 60) if screen is not None else 600)
 
     def _make_tab(self, group: str) -> QWidget:
         content = QWidget()
-        content.setStyleSheet(STYLE)
         column = QVBoxLayout(content)
         note = self._notes[group] = line("", f"What is fixed of {group}")
         note.hide()
@@ -236,19 +237,10 @@ class SettingsForm(QDialog):
         grid.setVerticalSpacing(2)
         column.addLayout(grid)
         column.addStretch(1)
-        return _scrolled(content)
+        return Column(content)
 
 
-def _scrolled(content: QWidget) -> QScrollArea:
-    scroll = QScrollArea()
-    scroll.setWidget(content)
-    scroll.setWidgetResizable(True)
-    scroll.setFrameShape(QFrame.Shape.NoFrame)
-    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    return scroll
-
-
-def _with_links(lines: list[str]) -> str:
+def _with_links(lines: list[str], colour: str) -> str:
     """Return sentences as rich text in which each setting that is named leads to its row."""
-    link = r'<a href="\1" style="color: #5aa0dc; text-decoration: none">\1</a>'
+    link = rf'<a href="\1" style="color: {colour}; text-decoration: none">\1</a>'
     return "".join(f"<p style='margin: 2px 0'>{_KEY.sub(link, html.escape(each))}</p>" for each in lines)

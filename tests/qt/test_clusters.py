@@ -27,6 +27,7 @@ def cluster(tmp_path: Path):
         yield found
 
 
+@pytest.mark.slow
 def test_a_cluster_is_tried_used_and_left(desk: Desk, cluster) -> None:
     where = desk.widget.propose.where
     desk.until(lambda: "on the CPU" in where.text(), 60)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from qtpy.QtWidgets import QApplication, QLabel
 
 from napari_unet.session.log import log_file
+from napari_unet.storage.journal import decode
 from tests.io import dicom_files
 from tests.qt.conftest import Desk
 
@@ -34,6 +38,22 @@ def files_with_secrets(folder: Path) -> list[str]:
                 inside += b"".join(key.encode() + archive[key].tobytes() for key in archive.files)
         if traces(path.name.encode() + inside):
             found.append(path.name)
+    return found
+
+
+def columns_with_secrets(project: Path) -> set[str]:
+    """Return the columns of the project's database that tell of the patient; entries of the journal are unpacked."""
+    found = set()
+    with closing(sqlite3.connect(project / "project.db")) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            rows = database.execute(f"SELECT * FROM {table}")
+            names = [column[0] for column in rows.description]
+            for row in rows:
+                for name, value in zip(names, row, strict=True):
+                    text = json.dumps(decode(value).facts) if name == "payload" else str(value)
+                    if traces(text.encode()):
+                        found.add(f"{table}.{name}")
     return found
 
 
@@ -62,7 +82,9 @@ def test_nothing_tells_who_the_patient_is(desk: Desk, tmp_path: Path) -> None:
     shown += [label.text() for label in desk.widget.findChildren(QLabel) if "missing.dcm" not in label.text()]
     shown += [widget.windowTitle() for widget in QApplication.topLevelWidgets()]
     assert [text for text in shown if traces(text.encode())] == []
-    assert files_with_secrets(tmp_path / "project") == []
+    # The folder that the person chose is kept where the scan is found again, and nowhere else.
+    assert set(files_with_secrets(tmp_path / "project")) <= {"project.db", "project.db-wal"}
+    assert columns_with_secrets(tmp_path / "project") == {"places.path"}
     assert any((tmp_path / "project").rglob("*.safetensors"))
     assert any((tmp_path / "project").rglob("*.npz"))
     assert log_file().exists()

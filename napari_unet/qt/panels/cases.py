@@ -41,6 +41,7 @@ class CaseTable(QWidget):
         self.table = QTableWidget(0, len(_COLUMNS))
         self.table.setHorizontalHeaderLabels(_COLUMNS)
         self.table.setAccessibleName("Held-out scans: Dice before and after")
+        self.table.setToolTip("Dice of each held-out scan, with the old model and with the new one.")
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         # Tab goes on to the buttons instead of from cell to cell.

@@ -3,69 +3,119 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QButtonGroup, QCheckBox, QGridLayout, QInputDialog, QRadioButton, QWidget
-
-from napari_unet.domain.errors import SessionError
-from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
-from napari_unet.qt.layers import LayerBinder
-from napari_unet.qt.panels.clean_up import CleanUpDialog
-from napari_unet.qt.panels.earlier import EarlierDialog
-from napari_unet.qt.panels.parts import Panel, button, colour_icon, line, tool
-from napari_unet.qt.panels.ribbon import SliceRibbon
-from napari_unet.session.session import Session
-
-# napari's name of the tool, what stands on the button, what it does.
-_TOOLS = (
-    ("paint", "Brush", "Paint with the chosen class (2). [ and ] change the size."),
-    ("erase", "Erase", "Erase (1). [ and ] change the size."),
-    ("fill", "Fill", "Fill the region that is clicked (4)."),
-    ("polygon", "Polygon", "Click corners around a region, then press Enter (3)."),
-    ("pan_zoom", "Move", "Move and zoom (6), or hold the space bar."),
+from qtpy.QtGui import QCursor
+from qtpy.QtWidgets import (
+    QButtonGroup,
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QGridLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QRadioButton,
+    QSizePolicy,
+    QWidget,
 )
 
-Guard = Callable[[Callable[..., None]], Callable[..., None]]
+from napari_unet.domain.errors import SessionError
+from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.panels.classes import ClassesDialog
+from napari_unet.qt.panels.clean_up import CleanUpDialog
+from napari_unet.qt.panels.earlier import EarlierDialog
+from napari_unet.qt.panels.parts import Calm, Panel, button, colour_icon, line, tool
+from napari_unet.qt.panels.ribbon import SliceRibbon
+from napari_unet.qt.panels.tools import ToolsDialog
+from napari_unet.session.classes import change_classes, edited_schema
+from napari_unet.session.session import Session
+from napari_unet.session.state import ScanState
+
+# napari's name of the tool, what stands on the button, what it does.
+TOOLS = (
+    ("paint", "Brush", "Paint with the chosen class. [ and ] change the size."),
+    ("smart", "Smart", "A brush that stops at edges: go along the middle of the structure; it is cut as you let go."),
+    ("erase", "Erase", "Erase. [ and ] change the size."),
+    ("fill", "Fill", "Fill the region that is clicked."),
+    ("polygon", "Polygon", "Click corners around a region, then press Enter."),
+    ("piece", "Piece", "Click on a connected piece to accept it, remove it, or give it to another class."),
+    ("pan_zoom", "Move", "Move and zoom, or hold the space bar."),
+)
+_RULES = (
+    ("unlocked", "all but locked"),
+    ("empty", "only empty"),
+    ("all", "everything"),
+)
+_SUGGESTIONS = (("spacing", "evenly spaced"), ("unsure", "least sure first"), ("random", "at random"))
+_LARGEST_BRUSH = 500
+# Letters of a class's name that there is room for, in a line of its own and beside another one.
+_LONGEST_NAME, _LONGEST_OF_TWO = 32, 12
+
+Guard = Callable[[Callable[..., object]], Callable[..., None]]
 
 
 class CorrectPanel(Panel):
-    """Class picker, napari's brush tools, undo, Live, the slice ribbon, and Accept."""
+    """Class picker, brushes and tools, undo, Live, the slice ribbon, and Accept."""
 
     def __init__(self, session: Session, binder: LayerBinder, guard: Guard, go_to: Callable[[int], None]) -> None:
         super().__init__("Correct")
         self._session, self._binder, self._guard = session, binder, guard
         self.clean_up: CleanUpDialog | None = None
         self.earlier: EarlierDialog | None = None
+        self.dialog: ToolsDialog | None = None
+        self.classes: ClassesDialog | None = None
         self._classes = QWidget()
         self._grid = QGridLayout(self._classes)
         self._grid.setContentsMargins(0, 0, 0, 0)
+        # Where the dock is short it scrolls; what is in it is not pressed together.
+        self._classes.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         self._group: QButtonGroup | None = None
+        # First, since the classes are made anew: Tab goes from what was there before them to them.
+        edit = tool("Classes...", "Name the classes, add or remove some.", guard(self.open_classes))
+        self._before_classes = edit
+        self.body.addWidget(edit)
         self.body.addWidget(self._classes)
         self.tools = {
             mode: tool(text, tip, guard(lambda mode=mode: self._take(mode)), checkable=True)
-            for mode, text, tip in _TOOLS
+            for mode, text, tip in TOOLS
         }
-        self.row(*self.tools.values())
+        self.row(*list(self.tools.values())[:4])
+        self.row(*list(self.tools.values())[4:], self._ball_box())
+        self._add_brush_row()
         self.row(
-            tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance (Ctrl+Z).", guard(binder.undo)),
-            tool("Redo", "Do it again (Ctrl+Shift+Z).", guard(binder.redo)),
-            tool("Classes...", "Name the classes, or add one.", guard(self._edit_classes)),
+            tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance.", guard(binder.undo)),
+            tool("Redo", "Do it again.", guard(binder.redo)),
+            tool(
+                "Tools...", "Between slices, grow, threshold, margin, split...; with a preview.", guard(self.open_tools)
+            ),
             tool("Clean up...", "Remove islands, fill holes, smooth; with a preview.", guard(self.open_clean_up)),
             self._live_box(),
         )
         self.ribbon = SliceRibbon(session, go_to)
         self.body.addWidget(self.ribbon)
         self.accept_slice = button(
-            "Accept slice", "This slice is right as it stands: learn from it.", guard(self.accept_visible), "Enter"
+            "Accept slice", "This slice is right as it stands: learn from it.", guard(self.accept_visible)
         )
-        self.accept_scan = button("Accept scan", "All slices are right as they stand.", guard(self._accept_all))
+        self.accept_scan = button("Accept scan", "All slices are right as they stand.", guard(self.accept_all))
         self.row(self.accept_slice, self.accept_scan)
+        self.next = button("Next to check", "Go to the slice where a look pays most.", guard(session.next_to_check))
+        self.how = QComboBox()
+        self.how.setAccessibleName("How Next chooses")
+        self.how.setToolTip("Regular spacing; where the model is least sure; or at random.")
+        for value, text in _SUGGESTIONS:
+            self.how.addItem(text, value)
+        self.how.activated.connect(lambda _: setattr(session, "suggestion", self.how.currentData()))
+        Calm(self.how)
+        self.row(self.next, self.how)
         self._said = line("", "Accepted slices")
         earlier = tool("Earlier...", "What was done to this scan, and back to any of it.", guard(self.open_earlier))
         self.row(self._said, earlier).setStretch(0, 1)
         session.schema_changed.connect(self._list_classes)
         binder.tool_changed.connect(self._show_tool)
+        binder.piece_clicked.connect(self._ask_about_piece)
+        session.tools.rules_changed.connect(self._show_rules)
         for signal in (session.active_changed, session.acceptance_changed, session.labels_changed):
             signal.connect(lambda *_: self.refresh())
         self._list_classes()
@@ -79,9 +129,24 @@ class CorrectPanel(Panel):
         self.clean_up.show()
         self.clean_up.raise_()
 
+    def open_tools(self) -> None:
+        """Open the dialog of the tools that change more than a stroke."""
+        if self.dialog is None:
+            self.dialog = ToolsDialog(self._session, self._binder, self._guard, self)
+        self.dialog.refresh()
+        self.dialog.show()
+        self.dialog.raise_()
+
+    def open_classes(self) -> None:
+        """Open the list of classes, to change it."""
+        if self.classes is None:
+            self.classes = ClassesDialog(self._session, self)
+        self.classes.show()
+        self.classes.raise_()
+
     def close_dialogs(self) -> None:
         """Close the dialogs that are open."""
-        for dialog in (self.clean_up, self.earlier):
+        for dialog in (self.clean_up, self.earlier, self.dialog, self.classes):
             if dialog is not None:
                 dialog.close()
 
@@ -92,6 +157,69 @@ class CorrectPanel(Panel):
         self.earlier.refresh()
         self.earlier.show()
         self.earlier.raise_()
+
+    def _add_brush_row(self) -> None:
+        self.size = QDoubleSpinBox()
+        self.size.setRange(0.01, _LARGEST_BRUSH)
+        self.size.setDecimals(1)
+        self.size.setKeyboardTracking(False)
+        self.size.setAccessibleName("Brush size")
+        self.size.setToolTip("Diameter of brush and eraser; [ and ] change it too.")
+        self.size.valueChanged.connect(self._guard(self._binder.set_brush_mm))
+        self.rule = QComboBox()
+        # Its own measure forgets napari's margins.
+        self.rule.setMinimumContentsLength(max(len(text) for _, text in _RULES))
+        self.rule.setAccessibleName("What may be overwritten")
+        self.rule.setToolTip("What brushes and tools may paint over.")
+        for value, text in _RULES:
+            self.rule.addItem(text, value)
+        self.rule.activated.connect(lambda _: self._guard(self._session.tools.set_rule)(self.rule.currentData()))
+        for editor in (self.size, self.rule):
+            Calm(editor)
+        self.row(QLabel("Size"), self.size, QLabel("Over"), self.rule).setStretch(3, 1)
+
+    def _ball_box(self) -> QCheckBox:
+        self.ball = QCheckBox("3D")
+        self.ball.setAccessibleName("Brushes are balls")
+        self.ball.setToolTip("Brushes and eraser reach into the slices around: balls instead of discs, in millimetres.")
+        self.ball.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+        self.ball.toggled.connect(self._guard(self._binder.set_ball))
+        return self.ball
+
+    def _ask_about_piece(self, state: ScanState, index: tuple[int, ...]) -> None:
+        """Offer what can be done with the piece that was clicked."""
+        value = int(state.annotation.labels[index])
+        if not value:
+            return
+        self.piece_menu(state, index, value).popup(QCursor.pos())
+
+    def piece_menu(self, state: ScanState, index: tuple[int, ...], value: int) -> QMenu:
+        """Return the menu for the piece of a class at a voxel."""
+        tools, menu = self._session.tools, QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        offered: list[tuple[str, Callable[..., object]]] = [
+            ("Accept this piece", partial(tools.accept_piece, state, index)),
+            ("Remove this piece", partial(tools.remove_piece, state, index)),
+        ]
+        for each in self._session.schema.classes:
+            if each.id != value:
+                offered.append((f"It is {each.name}", partial(tools.recolour_piece, state, index, each.id)))
+        for text, action in offered:
+            run = self._guard(action)
+            made = menu.addAction(text)
+            assert made is not None
+            made.triggered.connect(lambda _=False, run=run: run())
+        return menu
+
+    def _turn_lock(self, value: int) -> None:
+        self._session.tools.lock(value, value not in self._session.tools.locked)
+
+    def _show_rules(self) -> None:
+        tools = self._session.tools
+        self.rule.setCurrentIndex(self.rule.findData(tools.rule))
+        for value, lock in self.locks.items():
+            lock.setChecked(value in tools.locked)
+            lock.setText("locked" if value in tools.locked else "lock")
 
     def _live_box(self) -> QCheckBox:
         self.live = QCheckBox("Live")
@@ -106,11 +234,12 @@ class CorrectPanel(Panel):
     def refresh(self) -> None:
         """Show the active scan's state."""
         state = self._session.active
-        for widget in (self.accept_slice, self.accept_scan):
+        for widget in (self.accept_slice, self.accept_scan, self.next):
             widget.setEnabled(state is not None)
         single = state is not None and state.scan.n_slices == 1
         self.ribbon.setVisible(state is not None and not single)
-        self.accept_scan.setVisible(not single)
+        for widget in (self.accept_scan, self.how):
+            widget.setVisible(not single)
         if state is None:
             self._said.setText("")
         else:
@@ -127,33 +256,38 @@ class CorrectPanel(Panel):
             index = self._binder.slice_on_screen(state)
             self._session.accept_slices(state, [index], accepted=not state.annotation.accepted[index])
 
-    def _accept_all(self) -> None:
+    def accept_all(self) -> None:
+        """Accept all slices of the active scan."""
         if self._session.active is not None:
             self._session.accept_slices(self._session.active)
 
     def _take(self, mode: str) -> None:
-        layer = self._binder.active_labels
-        if layer is not None:
-            layer.visible = True
-            layer.mode = mode
-        self._show_tool()
+        self._binder.take(mode)
 
     def _pick(self, value: int) -> None:
         layer = self._binder.active_labels
         if layer is not None:
             layer.selected_label = value
-            if str(layer.mode) not in ("paint", "fill", "polygon"):
-                layer.mode = "paint"
+            if self._binder.tool not in ("paint", "smart", "fill", "polygon"):
+                self._binder.take("paint")
 
     def _show_tool(self) -> None:
         """Show which tool and which class the active layer has in hand, whoever chose them."""
         layer = self._binder.active_labels
         for mode, each in self.tools.items():
             each.setEnabled(layer is not None)
-            each.setChecked(mode == self._binder.mode)
+            each.setChecked(mode == self._binder.tool)
         for value, choice in self.choices.items():
             if layer is not None and layer.selected_label == value:
                 choice.setChecked(True)
+        self.size.setEnabled(layer is not None)
+        self.ball.setEnabled(layer is not None and layer.ndim == 3)
+        diameter, state = self._binder.brush_mm, self._session.active
+        if diameter is not None and state is not None:
+            self.size.blockSignals(True)
+            self.size.setSuffix(" mm" if state.scan.geometry.spacing is not None else " px")
+            self.size.setValue(diameter)
+            self.size.blockSignals(False)
 
     def _list_classes(self) -> None:
         while self._grid.count():
@@ -163,8 +297,13 @@ class CorrectPanel(Panel):
             old.deleteLater()
         self._group = QButtonGroup(self)
         self.choices: dict[int, QRadioButton] = {}
-        for position, each in enumerate(self._session.schema.classes):
-            choice = QRadioButton(each.name)
+        self.locks: dict[int, QPushButton] = {}
+        classes = self._session.schema.classes
+        columns = 2 if all(len(each.name) <= _LONGEST_OF_TWO for each in classes) else 1
+        for position, each in enumerate(classes):
+            short = each.name if len(each.name) <= _LONGEST_NAME else f"{each.name[: _LONGEST_NAME - 3]}..."
+            choice = QRadioButton(short)
+            choice.setToolTip(f"Paint with {each.name}.")
             choice.setIcon(colour_icon(each.colour))
             choice.setAccessibleName(f"Class {each.name}")
             choice.setChecked(position == 0)
@@ -172,14 +311,25 @@ class CorrectPanel(Panel):
             choice.setFocusPolicy(Qt.FocusPolicy.TabFocus)
             self._group.addButton(choice)
             self.choices[each.id] = choice
-            self._grid.addWidget(choice, position // 3, position % 3)
+            lock = tool(
+                "lock",
+                f"Brushes and tools neither add to {each.name} nor take from it; proposals may.",
+                partial(self._turn_lock, each.id),
+                checkable=True,
+            )
+            lock.setAccessibleName(f"Lock {each.name}")
+            self.locks[each.id] = lock
+            row, column = divmod(position, columns)
+            self._grid.addWidget(choice, row, 3 * column)
+            self._grid.addWidget(lock, row, 3 * column + 1)
+        self._grid.setColumnStretch(0, 1)
+        self._grid.setColumnStretch(3, columns - 1)
+        before: QWidget = self._before_classes
+        for after in (*self.choices.values(), *self.locks.values()):
+            self.setTabOrder(before, after)
+            before = after
+        self._show_rules()
         self._show_tool()
-
-    def _edit_classes(self) -> None:
-        names = ", ".join(c.name for c in self._session.schema.classes)
-        text, accepted = QInputDialog.getText(self, "Classes", "Names, separated by commas:", text=names)
-        if accepted:
-            self.rename_classes([name.strip() for name in text.split(",") if name.strip()])
 
     def rename_classes(self, names: Sequence[str]) -> None:
         """Rename, add or remove classes; what is painted keeps its meaning.
@@ -187,35 +337,6 @@ class CorrectPanel(Panel):
         Raises
         ------
         SessionError
-            See :func:`edited_schema`; a class to be removed is still on a scan.
+            See :func:`~napari_unet.session.classes.edited_schema`; a class to be removed is still on a scan.
         """
-        schema = edited_schema(self._session.schema, names)
-        gone = [c for c in self._session.schema.classes if c.id not in schema.ids]
-        for each in gone:
-            if any(np.any(state.annotation.labels == each.id) for state in self._session.scans):
-                raise SessionError(f"Some voxels are labelled {each.name}: erase them before you remove the class.")
-        self._session.set_schema(schema)
-
-
-def edited_schema(schema: LabelSchema, names: Sequence[str]) -> LabelSchema:
-    """Return a schema with new names: as many or more rename in place and add, fewer remove those not named.
-
-    Raises
-    ------
-    SessionError
-        No name, one name twice, or names missing and others changed at once.
-    """
-    if not names or len(set(names)) != len(names):
-        raise SessionError("Give each class a name of its own, such as: liver, tumour.")
-    if len(names) < len(schema.classes):
-        kept = [c for c in schema.classes if c.name in names]
-        if len(kept) != len(names):
-            raise SessionError("To remove a class take its name away and leave the other names as they are.")
-        return LabelSchema(classes=tuple(kept))
-    ids = [*schema.ids, *range(max(schema.ids) + 1, max(schema.ids) + 1 + len(names) - len(schema.ids))]
-    fresh = iter([colour for colour in PALETTE if colour not in {c.colour for c in schema.classes}])
-    colours = [c.colour for c in schema.classes]
-    colours += [next(fresh, PALETTE[(value - 1) % len(PALETTE)]) for value in ids[len(colours) :]]
-    return LabelSchema(
-        classes=tuple(LabelClass(id=i, name=n, colour=c) for i, n, c in zip(ids, names, colours, strict=True))
-    )
+        change_classes(self._session, edited_schema(self._session.schema, names))

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QDialog, QListWidget, QListWidgetItem, QVBoxLayout, Q
 from napari_unet.domain.errors import SessionError
 from napari_unet.qt.panels.parts import button, line
 from napari_unet.session.session import Session
+from napari_unet.session.state import ScanState
 from napari_unet.session.timeline import Moment, summary
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
@@ -26,8 +27,10 @@ class EarlierDialog(QDialog):
         self.setWindowTitle("Earlier states")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose, False)
         self._session = session
+        self._state: ScanState | None = None
         self.moments = QListWidget()
         self.moments.setAccessibleName("What was done")
+        self.moments.setToolTip("The latest first. Choose a line, then go back to it.")
         self.restore = button(
             "Go back to this", "Labels and accepted slices as they were then; Undo takes it back.", guard(self._restore)
         )
@@ -37,6 +40,7 @@ class EarlierDialog(QDialog):
         layout.addWidget(self.moments)
         layout.addWidget(self.restore)
         self.moments.itemSelectionChanged.connect(self._selected)
+        session.active_changed.connect(self._moved_on)
         self.setMinimumSize(420, 360)
 
     def refresh(self) -> None:
@@ -46,6 +50,7 @@ class EarlierDialog(QDialog):
             raise SessionError("No scan is open.")
         found = summary(self._session.timeline.moments(state))
         self.said.setText(f"{state.name}: the labels after..." if found else f"Nothing was saved of {state.name} yet.")
+        self._state = state
         self.moments.clear()
         for moment in reversed(found):
             item = QListWidgetItem(in_words(moment))
@@ -53,12 +58,17 @@ class EarlierDialog(QDialog):
             self.moments.addItem(item)
         self._selected()
 
+    def _moved_on(self) -> None:
+        """What was listed is another scan's."""
+        if self._session.active is not self._state:
+            self.close()
+
     def _selected(self) -> None:
         self.restore.setEnabled(bool(self.moments.selectedItems()))
 
     def _restore(self) -> None:
-        state, chosen = self._session.active, self.moments.selectedItems()
-        if state is not None and chosen:
+        state, chosen = self._state, self.moments.selectedItems()
+        if state is not None and state is self._session.active and chosen:
             self._session.timeline.restore(state, int(chosen[0].data(Qt.ItemDataRole.UserRole)))
             self.refresh()
 

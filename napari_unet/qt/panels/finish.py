@@ -30,13 +30,26 @@ class FinishPanel(Panel):
     def __init__(self, session: Session, guard: Guard, say: Callable[[str], None]) -> None:
         super().__init__("Finish")
         self._session, self._say = session, say
-        self.export = button("Export mask...", "Write the mask where viewers find it in place.", guard(self._ask))
+        self.export = button("Export mask...", "Write the mask where viewers find it in place.", guard(self.ask))
         self.folder = button(
             "Whole folder...",
             "Let the model in use mask every scan of a folder, in the background; what is done already is left.",
-            guard(self._ask_for_folder),
+            guard(self.ask_for_folder),
         )
-        self.row(self.export, self.folder)
+        self.export_all = button(
+            "Export all...", "Write the masks of all open scans into a folder.", guard(self._ask_for_masks_folder)
+        )
+        self.row(self.export, self.export_all, self.folder)
+        self.report = button(
+            "Report...",
+            "How good the proposals were, what was done by hand, the models: a page with figures, and a PDF.",
+            guard(self._ask_for_report),
+        )
+        self.load = button(
+            "Load mask...", "Begin with the labels of a mask file on the scan's grid.", guard(self._ask_for_mask)
+        )
+        self.row(self.load, self.report)
+        session.report_changed.connect(lambda: self.report.setEnabled(not session.reporting.is_writing))
         self.bar = WorkBar("the folder", guard(self._stop_folder))
         self.told = line("", "What became of the folder's scans")
         self.told.hide()
@@ -68,11 +81,46 @@ class FinishPanel(Panel):
         carries = " It carries the patient's name and dates, as DICOM must." if path.suffix.lower() == ".dcm" else ""
         self._say(f"The mask was written to {path.name} and read back correctly.{carries}")
 
+    def export_all_to(self, folder: Path) -> None:
+        """Write the masks of all open scans."""
+        written = self._session.export_masks(folder)
+        if len(written) == len(self._session.scans):
+            n = len(written)
+            self._say(f"{n} mask{'s were' if n > 1 else ' was'} written to {folder.name} and read back correctly.")
+
+    def _ask_for_masks_folder(self) -> None:
+        if not self._session.scans:
+            raise SessionError("No scan is open, so there are no masks to export.")
+        chosen = QFileDialog.getExistingDirectory(self, "The folder for the masks")
+        if chosen:
+            self.export_all_to(Path(chosen))
+
+    def load_mask(self, path: Path) -> None:
+        """Take labels for the active scan from a mask file."""
+        state = self._session.active
+        if state is None:
+            raise SessionError("No scan is open, so there is nothing to load a mask for.")
+        n = self._session.load_mask(state, path)
+        self._say(f"{n:,} voxels of {state.name} were labelled from the file; Undo takes it back.")
+
+    def _ask_for_mask(self) -> None:
+        if self._session.active is None:
+            raise SessionError("No scan is open, so there is nothing to load a mask for.")
+        path, _ = QFileDialog.getOpenFileName(self, "A mask on the scan's grid")
+        if path:
+            self.load_mask(Path(path))
+
+    def _ask_for_report(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "The folder for the report")
+        if chosen:
+            self._session.reporting.write(Path(chosen))
+
     def _stop_folder(self) -> None:
         if self._session.folder is not None:
             self._session.folder.cancel()
 
-    def _ask_for_folder(self) -> None:
+    def ask_for_folder(self) -> None:
+        """Ask which folder to mask, and where the masks go."""
         source = QFileDialog.getExistingDirectory(self, "The folder with the scans")
         if not source:
             return
@@ -80,7 +128,8 @@ class FinishPanel(Panel):
         if out:
             self._session.mask_folder(Path(source), Path(out))
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
+        """Ask where the active scan's mask goes, and write it."""
         state = self._session.active
         if state is None:
             raise SessionError("No scan is open, so there is no mask to export.")

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QLabel, QPushButton
 
 from napari_unet.qt.panels.cases import CaseTable
 from napari_unet.qt.panels.curve import LossCurve
-from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.qt.panels.parts import Calm, Panel, WorkBar, button, line
 from napari_unet.qt.settings_form import SettingsForm
 from napari_unet.session.session import Session
 
@@ -28,8 +28,9 @@ class ImprovePanel(Panel):
             value=60, min=5, max=86_400, step=5, tooltip="How long a fine-tune may take, in seconds."
         )
         self.seconds.native.setAccessibleName("Seconds for a fine-tune")
+        Calm(self.seconds.native)
         self.button = button(
-            "Fine-tune", "Learn from everything accepted and painted so far, in the background.", guard(self.start), "F"
+            "Fine-tune", "Learn from everything accepted and painted so far, in the background.", guard(self.start)
         )
         self.settings = button(
             "Settings...",

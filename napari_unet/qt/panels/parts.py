@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
 from qtpy.QtGui import QColor, QIcon, QPainter, QPaintEvent, QPixmap
-from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QLabel, QProgressBar, QPushButton, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFrame,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_unet.qt.actions import SMALL
 
 
 class Panel(QGroupBox):
@@ -28,9 +43,9 @@ class Panel(QGroupBox):
         return layout
 
 
-def button(text: str, tip: str, action: Callable[[], None], shortcut: str = "") -> QPushButton:
-    """Return a push button whose shortcut stands on it and whose accessible name is its text."""
-    made = QPushButton(f"{text}   {shortcut}" if shortcut else text)
+def button(text: str, tip: str, action: Callable[[], None]) -> QPushButton:
+    """Return a push button whose accessible name is its text; where it is an action's title the key comes onto it."""
+    made = QPushButton(text)
     made.setToolTip(tip)
     made.setAccessibleName(text)
     # A click leaves the keys with the canvas; Tab still comes here.
@@ -43,6 +58,7 @@ def tool(text: str, tip: str, action: Callable[[], None], checkable: bool = Fals
     """Return a small button; a checkable one shows whether its tool is in the hand."""
     made = button(text, tip, action)
     made.setCheckable(checkable)
+    made.setProperty(SMALL, True)
     made.setMinimumWidth(0)
     return made
 
@@ -55,6 +71,37 @@ def line(text: str = "", accessible: str = "") -> QLabel:
     if accessible:
         made.setAccessibleName(accessible)
     return made
+
+
+class Column(QScrollArea):
+    """Scrolls up and down only: it is as wide as what it holds needs, whatever the font.
+
+    Parameters
+    ----------
+    content : QWidget
+    """
+
+    def __init__(self, content: QWidget) -> None:
+        super().__init__()
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        # Tab goes to what it holds.
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.setWidget(content)
+
+    def minimumSizeHint(self) -> QSize:
+        """Return a size that cuts nothing off at the side."""
+        hint, content = super().minimumSizeHint(), self.widget()
+        width = max(content.minimumSizeHint().width(), content.minimumWidth())
+        hint.setWidth(width + self.verticalScrollBar().sizeHint().width())
+        return hint
+
+    def eventFilter(self, watched: Any, event: QEvent) -> bool:
+        """Ask for more room once the content needs it."""
+        if watched is self.widget() and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
 
 
 class OneLine(QLabel):
@@ -125,3 +172,31 @@ class WorkBar(QWidget):
         left = duration(seconds_left)
         self._bar.setFormat(f"{fraction:.0%}   {left}" if left else f"{fraction:.0%}")
         self.show()
+
+
+class Calm(QObject):
+    """Keeps an editor from what was not meant for it.
+
+    Scrolling over it changes nothing unless the person is at it, and Enter in it ends the editing instead of reaching
+    the window, where it accepts a slice.
+    """
+
+    def __init__(self, editor: QWidget) -> None:
+        super().__init__(editor)
+        # A list that was clicked would keep the keys, and change with the first letter.
+        by_tab = isinstance(editor, QComboBox)
+        editor.setFocusPolicy(Qt.FocusPolicy.TabFocus if by_tab else Qt.FocusPolicy.StrongFocus)
+        editor.installEventFilter(self)
+
+    def eventFilter(self, watched: Any, event: QEvent) -> bool:
+        """Look at the wheel and at Enter only."""
+        if event.type() == QEvent.Type.Wheel and not watched.hasFocus():
+            event.ignore()
+            return True
+        if event.type() == QEvent.Type.KeyPress and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            # First what was typed is taken over, then the keys go back to the canvas.
+            QTimer.singleShot(0, watched.clearFocus)
+            watched.event(event)
+            event.accept()
+            return True
+        return False

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy
 
+from napari_unet.qt.looks import look_like
 from napari_unet.qt.panels.computing import ComputeDialog
-from napari_unet.qt.panels.parts import OneLine, Panel, WorkBar, button, line, tool
+from napari_unet.qt.panels.parts import Calm, OneLine, Panel, WorkBar, button, line, tool
 from napari_unet.session.models import SCRATCH, STARTER, find_model, find_task_model, shipped_models
 from napari_unet.session.session import Session
 
@@ -31,8 +32,9 @@ class ProposePanel(Panel):
             "with the first Fine-tune, from the shipped starter where that helps."
         )
         self.model.activated.connect(lambda _: guard(self._choose)())
+        Calm(self.model)
         self.button = button(
-            "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose), "P"
+            "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose)
         )
         self.row(line("Model"), self.model, self.button)
         self.bar = WorkBar("proposing", guard(lambda: session.cancel_proposal()))
@@ -43,7 +45,7 @@ class ProposePanel(Panel):
         self.body.addWidget(self.bar)
         self.compute: ComputeDialog | None = None
         self.where = OneLine("Where things are computed")
-        self.where.setStyleSheet("color: #a0a4ab;")
+        look_like(self.where, "faint")
         change = tool("Where...", "Compute on this computer, or on a cluster.", guard(self._choose_where))
         self.row(self.where, change).setStretch(0, 1)
         session.compute_changed.connect(self._show_where)

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qtpy.QtWidgets import QComboBox, QLabel
 
 from napari_unet.qt.layer_data import CT_WINDOWS, whole_window
 from napari_unet.qt.layers import LayerBinder
-from napari_unet.qt.panels.parts import Panel, line
+from napari_unet.qt.looks import look_like
+from napari_unet.qt.panels.parts import Calm, Panel, button, line
 from napari_unet.session.session import Session
 
 _EMPTY = "Drop a scan onto the window, or choose File > Open Sample > U-Net."
 
 
 class ScanPanel(Panel):
-    """One line about the scan, one for each warning, and the windows of CT."""
+    """One line about the scan, one for each warning, the windows of CT, and what else can be looked at."""
 
-    def __init__(self, session: Session, binder: LayerBinder) -> None:
+    def __init__(
+        self, session: Session, binder: LayerBinder, open_views: Callable[[], None], open_volumes: Callable[[], None]
+    ) -> None:
         super().__init__("Scan")
         self._session, self._binder = session, binder
         self._about = line(_EMPTY, "Scan")
         self._warnings = line("", "Warnings about the scan")
-        self._warnings.setStyleSheet("color: #e69f00;")
+        look_like(self._warnings, "warning")
         self.body.addWidget(self._about)
         self.body.addWidget(self._warnings)
         self.window_choice = QComboBox()
         self.window_choice.setAccessibleName("Intensity window")
         self.window_choice.setToolTip("Which intensities are shown, from black to white.")
+        Calm(self.window_choice)
         self._window_label = QLabel("Window")
         self.row(self._window_label, self.window_choice).setStretch(1, 1)
         self.window_choice.activated.connect(self._choose_window)
+        self.views = button("Views...", "The other planes of the scan beside this one.", open_views)
+        self.volumes = button("Volumes...", "How large each class is, and the labels in 3D.", open_volumes)
+        self.row(self.views, self.volumes)
         session.active_changed.connect(self.refresh)
         self.refresh()
 
