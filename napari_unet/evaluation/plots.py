@@ -1,4 +1,4 @@
-"""Pictures for reports: masks over images, maps of errors, curves and scores, as matplotlib figures.
+"""Pictures for reports: masks over images and maps of errors, as matplotlib figures; ``charts`` draws numbers.
 
 Only matplotlib's objects are used, never ``pyplot``, so that no global state, window or backend is touched and a
 report can be drawn on any thread. Nothing here writes files; ``report`` does.
@@ -6,7 +6,7 @@ report can be drawn on any thread. Nothing here writes files; ``report`` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from napari_unet.domain.labels import PALETTE, LabelSchema
 from napari_unet.domain.scan import Scan
-from napari_unet.evaluation.metrics import CaseScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ Colour = tuple[float, float, float]
 #: Soft tissue, the window in which abdominal CT is read.
 _CT_WINDOW = (-160.0, 240.0)
 
-_INK, _FAINT = "#1f2933", "#7b8794"
+_INK = "#1f2933"
 #: Classes differ in the pattern of their contour too, not in colour alone.
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 #: What an error map shows: name, colour, hatch.
@@ -113,7 +112,8 @@ def picture_of_scan(
 
     def cut(array: NDArray) -> NDArray:
         plane = scan.to_planes(array)[index]
-        return plane[::-1] if upside_down else plane
+        # A copy, so that the picture does not hold the volume.
+        return (plane[::-1] if upside_down else plane).copy()
 
     spacing = [s for i, s in enumerate(scan.spacing_or_unit) if i != axis]
     image = cut(scan.data)
@@ -164,17 +164,33 @@ def overlay_figure(
 
 
 def comparison_figure(picture: ReportPicture) -> Figure:
-    """Draw a scan, its predictions, the truth, and under each prediction the map of its errors.
+    """Draw a scan, its predictions, the truth, and the map of each prediction's errors.
 
-    With a truth: the scan above the truth, then one column per prediction above its errors. Without: one row.
+    One prediction: all in one row. Several with a truth: the scan above the truth, then one column per prediction above
+    its errors.
     """
-    rows = 1 if picture.truth is None else 2
     handles = _class_handles(picture) + _error_handles(picture)
-    figure, panels = _panels(picture, rows, 1 + len(picture.predictions), handles)
+    if picture.truth is not None and len(picture.predictions) == 1:
+        figure, ((scan, prediction, truth, errors),) = _panels(picture, 1, 4, handles)
+        panels = [[scan, prediction], [truth, errors]]
+    else:
+        rows = 1 if picture.truth is None else 2
+        figure, panels = _panels(picture, rows, 1 + len(picture.predictions), handles)
+    from matplotlib.patheffects import withStroke
+
     _show_image(panels[0][0], picture, caption="Scan")
+    halo = withStroke(linewidth=2.5, foreground="black")
     for side, x, align in zip(picture.sides, (0.02, 0.98), ("left", "right"), strict=True):
         panels[0][0].text(
-            x, 0.5, side, transform=panels[0][0].transAxes, color="white", fontsize=10, ha=align, va="center"
+            x,
+            0.5,
+            side,
+            transform=panels[0][0].transAxes,
+            color="white",
+            fontsize=10,
+            ha=align,
+            va="center",
+            path_effects=[halo],
         )
     for column, (caption, labels) in enumerate(picture.predictions, start=1):
         _show_labels(panels[0][column], picture, labels, caption)
@@ -185,71 +201,12 @@ def comparison_figure(picture: ReportPicture) -> Figure:
     return figure
 
 
-def curve_figure(losses: Sequence[tuple[int, float]], dices: Sequence[tuple[int, float | None]]) -> Figure:
-    """Draw how a training went.
-
-    Parameters
-    ----------
-    losses : sequence of (step, loss)
-        The training loss.
-    dices : sequence of (step, Dice)
-        Validation Dice; None where it was undefined. May be empty, and then only the loss is drawn.
-    """
-    from matplotlib.figure import Figure
-
-    scores = [(step, value) for step, value in dices if value is not None]
-    curves = [("Loss", losses, "#0072b2", ""), ("Dice on held-out scans", scores, "#d55e00", "o")]
-    curves = [c for c in curves if c[1] or c[0] == "Loss"]
-    figure = Figure(figsize=(4.6 * len(curves), 2.9), layout="constrained", facecolor="white")
-    for axes, (name, points, colour, marker) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
-    ):
-        _clean(axes, name)
-        if points:
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4)
-        axes.set_xlabel("step", color=_FAINT, fontsize=9)
-        axes.set_ylim(0, 1 if marker else None)
-        axes.set_xlim(left=0)
-    return figure
-
-
-def scores_figure(cases: Sequence[CaseScores], names: Mapping[int, str]) -> Figure:
-    """Draw each case's Dice and 95 % Hausdorff distance as a dot, with the median, per class.
-
-    Parameters
-    ----------
-    cases : sequence of CaseScores
-        At least one.
-    names : mapping of int to str
-        Name of each label id.
-    """
-    from matplotlib.figure import Figure
-
-    labels = sorted({label for case in cases for label in case.dice})
-    figure = Figure(figsize=(9.2, 1.1 + 0.45 * len(labels)), layout="constrained", facecolor="white")
-    units = " or ".join(sorted({case.unit for case in cases}))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, metric, title in zip(panels, ("dice", "hd95_mm"), ("Dice", f"HD95 ({units})"), strict=True):
-        _clean(axes, title)
-        for row, label in enumerate(labels):
-            values = np.array([getattr(case, metric)[label] for case in cases if label in getattr(case, metric)])
-            # Spread by rank, not by chance: equal reports are equal pictures.
-            spread = ((np.arange(len(values)) * 0.618) % 1 - 0.5) * 0.5
-            axes.plot(values, row + spread, "o", color=PALETTE[6], alpha=0.55, markersize=5, markeredgewidth=0)
-            axes.plot([np.median(values)] * 2, [row - 0.34, row + 0.34], color=PALETTE[5], linewidth=2.4)
-        axes.set_yticks(range(len(labels)), [names.get(label, f"label {label}") for label in labels])
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        furthest = max((v for case in cases for v in getattr(case, metric).values()), default=0.0)
-        axes.set_xlim(0, 1.02 if metric == "dice" else 1.05 * furthest or 1.0)
-    return figure
-
-
 def _panels(picture: ReportPicture, rows: int, columns: int, handles: list[Any]) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure with a heading, black panels in the picture's proportions, and a legend below them."""
     from matplotlib.figure import Figure
 
     height, width = (n * s for n, s in zip(picture.image.shape[:2], picture.pixel_size, strict=True))
-    panel_width = 3.2
+    panel_width = 2.5 if columns > 3 else 3.2
     panel_height = panel_width * float(np.clip(height / width, 0.4, 2.0))
     gap, caption, head = 0.12, 0.28 if rows * columns > 1 else 0.0, 0.42
     full_width = columns * panel_width + (columns + 1) * gap
@@ -258,7 +215,14 @@ def _panels(picture: ReportPicture, rows: int, columns: int, handles: list[Any])
     full_height = head + rows * (panel_height + caption) + (rows - 1) * gap + foot
     figure = Figure(figsize=(full_width, full_height), facecolor="white")
     figure.text(
-        gap / full_width, 1 - 0.24 / full_height, picture.title, fontsize=12.5, weight="bold", color=_INK, va="center"
+        gap / full_width,
+        1 - 0.24 / full_height,
+        picture.title,
+        fontsize=12.5,
+        weight="bold",
+        color=_INK,
+        va="center",
+        parse_math=False,
     )
     panels = []
     for row in range(rows):
@@ -279,8 +243,10 @@ def _show_image(axes: Axes, picture: ReportPicture, caption: str = "", dimmed: f
     shown = _display(picture.image, picture.window) * dimmed
     height, width = picture.pixel_size
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="bilinear", aspect=height / width)
-    axes.set_title(caption, fontsize=10, color=_INK, loc="left", pad=4)
+    axes.set_title(caption, fontsize=10, color=_INK, loc="left", pad=4, parse_math=False)
     axes.spines[:].set_visible(False)
+    # Contours that close at the edge reach a pixel beyond it.
+    axes.set_autoscale_on(False)
 
 
 def _show_labels(axes: Axes, picture: ReportPicture, labels: NDArray, caption: str = "") -> None:
@@ -371,12 +337,3 @@ def _error_handles(picture: ReportPicture) -> list[Any]:
         for i, (name, colour, hatch) in enumerate(_ERRORS)
         if any(errors[i].any() for errors in masks)
     ]
-
-
-def _clean(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10.5, color=_INK, loc="left", weight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#cbd2d9")
-    axes.tick_params(colors=_FAINT, labelsize=9, length=0)
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)

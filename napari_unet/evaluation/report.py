@@ -1,66 +1,36 @@
-"""Reports: one HTML page and its pictures in a folder, for an evaluation and for the demo.
+"""Reports of an evaluation and of the demo: what is in them, and in which order.
 
-The page needs no network, no script and no style sheet; its pictures lie in ``pictures/`` beside it, so that the folder
-can be moved as a whole. What is drawn stands in ``plots``; nothing is computed here but what a table shows.
+Nothing is computed here but what a table shows. How the page looks stands in ``page``, what is drawn in ``plots`` and
+``charts``; a session's report, with trust and history, in ``session_report``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import Any
 
-from napari_unet.domain.errors import ExportError
 from napari_unet.domain.labels import LabelSchema
+from napari_unet.evaluation.charts import bland_altman_figure, box_figure, curve_figure
 from napari_unet.evaluation.metrics import METRICS, CaseScores
-from napari_unet.evaluation.plots import ReportPicture, comparison_figure, curve_figure, scores_figure
+from napari_unet.evaluation.page import (
+    MISSING,
+    Page,
+    cell,
+    mean,
+    number,
+    paragraph,
+    percent,
+    row,
+    share,
+    table,
+    text_cell,
+    volume,
+)
+from napari_unet.evaluation.plots import ReportPicture, comparison_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RESEARCH_ONLY = "For research use only"
-
-_PICTURES = "pictures"
-_DPI = 130
-
-_STYLE = """
-:root { --ink:#1f2933; --faint:#616e7c; --line:#e4e7eb; --page:#f5f7fa; --card:#fff; --accent:#0072b2; --bar:#cfe6f5 }
-* { box-sizing:border-box }
-body { margin:0; background:var(--page); color:var(--ink); font:15px/1.5 system-ui,"Segoe UI",Roboto,sans-serif }
-main { max-width:1120px; margin:0 auto; padding:32px 24px 48px }
-h1 { margin:0 0 4px; font-size:28px; letter-spacing:-.01em }
-h2 { margin:36px 0 12px; font-size:18px }
-p { margin:4px 0; color:var(--faint) }
-.notice { display:inline-block; margin-top:12px; padding:3px 12px; border-radius:99px; background:#fdf0d9;
-  color:#7a4b00; font-size:13px; font-weight:600 }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(180px,1fr)); gap:14px; margin-top:24px }
-.card, figure, .table { background:var(--card); border:1px solid var(--line); border-radius:10px }
-.card { padding:14px 18px }
-.card b { display:block; font-size:26px; font-variant-numeric:tabular-nums }
-.card span { color:var(--faint); font-size:13px }
-.table { overflow-x:auto }
-table { width:100%; border-collapse:collapse; font-variant-numeric:tabular-nums }
-th, td { padding:7px 14px; text-align:right; border-top:1px solid var(--line); white-space:nowrap }
-th { font-weight:600 }
-thead th { border-top:0; color:var(--faint); font-size:12.5px }
-th[scope=row], thead th.name, td.name { text-align:left }
-th[scope=row] { max-width:340px; white-space:normal; overflow-wrap:anywhere; vertical-align:top }
-.bar { display:inline-block; min-width:92px; padding:0 7px; border-radius:3px;
-  background:linear-gradient(90deg,var(--bar) var(--share),#f1f4f7 var(--share)) }
-figure { margin:0 0 16px; padding:12px; text-align:center }
-img { max-width:100%; height:auto }
-footer { margin-top:40px; padding-top:12px; border-top:1px solid var(--line); font-size:13px }
-@media print { body { background:#fff } figure, tr { break-inside:avoid } * { print-color-adjust:exact } }
-"""
-
-_COLUMNS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95", "nsd": "NSD"}
-_MISSING = "–"
+_VOLUME_UNITS = {"mL": "mL", "mm2": "mm²", "px": "voxels"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +85,25 @@ class DemoResult:
     pictures: tuple[ReportPicture, ...]
 
 
+def notable_cases(cases: Sequence[CaseScores]) -> dict[str, CaseScores]:
+    """Return the cases of the lowest, the median and the highest mean Dice, by what they are; one case only once.
+
+    Parameters
+    ----------
+    cases : sequence of CaseScores
+        Those without any score are left out; among equals the name decides.
+    """
+    ranked = sorted((case for case in cases if case.dice), key=lambda case: (_mean_dice(case), case.case))
+    if not ranked:
+        return {}
+    chosen = {"Worst case": ranked[0], "Median case": ranked[(len(ranked) - 1) // 2], "Best case": ranked[-1]}
+    found: dict[str, CaseScores] = {}
+    for what, case in chosen.items():
+        if case not in found.values():
+            found[what] = case
+    return found
+
+
 def write_evaluation_report(
     folder: Path,
     cases: Sequence[CaseScores],
@@ -122,7 +111,7 @@ def write_evaluation_report(
     pictures: Sequence[ReportPicture],
     schema: LabelSchema | None = None,
 ) -> Path:
-    """Write ``report.html`` and its pictures for ``evaluate --report``.
+    """Write ``report.html``, ``report.pdf`` and the figures for ``evaluate --report``.
 
     Parameters
     ----------
@@ -133,7 +122,7 @@ def write_evaluation_report(
     summary : dict
         Of :func:`napari_unet.evaluation.metrics.summarise`.
     pictures : sequence of ReportPicture
-        Drawn in this order.
+        Drawn in this order, such as those of :func:`notable_cases`.
     schema : LabelSchema, optional
         Names of the labels; by default those of the first picture, else numbers.
 
@@ -149,28 +138,50 @@ def write_evaluation_report(
     """
     if schema is None and pictures:
         schema = pictures[0].schema
-    names = {c.id: c.name for c in schema.classes} if schema is not None else {}
+    page = Page(folder, "Evaluation", ["Predicted masks against the truth, case by case."])
+    add_evaluation(page, cases, summary, pictures, {c.id: c.name for c in schema.classes} if schema is not None else {})
+    page.section("How to read this", paragraph(CONVENTIONS))
+    return page.write()
+
+
+def add_evaluation(
+    page: Page,
+    cases: Sequence[CaseScores],
+    summary: dict[str, Any],
+    pictures: Sequence[ReportPicture],
+    names: Mapping[int, str],
+) -> None:
+    """Add the cards, charts, pictures and tables of an evaluation to a page; parameters as above."""
     unit = summary["unit"] or "mm or px"
     overall = {metric: summary[metric]["overall"] for metric in METRICS}
-    cards = [
-        (str(summary["cases"]), "case" if summary["cases"] == 1 else "cases"),
-        (_number(overall["dice"]["mean"]), "mean Dice"),
-        (_number(overall["hd95_mm"]["median"], 1), f"median HD95 ({unit})"),
-        (_number(overall["nsd"]["mean"]), f"mean NSD at {_number(summary['nsd_tolerance'], 1)} {unit}"),
-    ]
-    writer = _Writer(folder)
-    parts = [_header("Evaluation", ["Predicted masks against the truth, case by case."]), _cards(cards)]
+    page.cards(
+        [
+            (str(summary["cases"]), "case" if summary["cases"] == 1 else "cases"),
+            (number(overall["dice"]["median"]), f"median Dice (mean {number(overall['dice']['mean'])})"),
+            (number(overall["hd95_mm"]["median"], 1), f"median HD95 ({unit})"),
+            (number(overall["nsd"]["median"]), f"median NSD at {number(summary['nsd_tolerance'], 1)} {unit}"),
+        ]
+    )
     if any(case.dice for case in cases):
-        parts += ["<h2>Scores</h2>", writer.figure(scores_figure(cases, names), "scores", "Scores per class")]
-        parts += ["<h2>Per class</h2>", _class_table(summary, names, unit)]
+        scores = page.figure(box_figure(cases, names), "scores", "Scores per class: box plots")
+        page.section("Scores", scores)
+        page.section("Per class", _class_table(summary, names, unit))
+    agreement = bland_altman_figure(cases, names)
+    if agreement is not None:
+        page.section(
+            "Volumes",
+            paragraph(
+                "Predicted less true volume over the mean of both; lines: mean difference and limits of agreement."
+            ),
+            page.figure(agreement, "volumes", "Bland-Altman plot of the volumes"),
+        )
     if pictures:
-        parts += ["<h2>Pictures</h2>", *writer.pictures(pictures)]
-    parts += ["<h2>Per case</h2>", _case_table(cases, names), _conventions()]
-    return writer.page("Evaluation", parts)
+        page.section("Pictures", *(page.figure(comparison_figure(p), p.name, p.title) for p in pictures))
+    page.section("Per case", _case_table(cases, names))
 
 
 def write_demo_report(folder: Path, result: DemoResult) -> Path:
-    """Write ``report.html`` and its pictures for the demo.
+    """Write ``report.html``, ``report.pdf`` and the figures for the demo.
 
     Parameters
     ----------
@@ -191,163 +202,99 @@ def write_demo_report(folder: Path, result: DemoResult) -> Path:
     """
     scans = result.scans
     foreground = sum(scan.foreground for scan in scans)
-    cards = [
-        (_change(_mean(s.dice_before for s in scans), _mean(s.dice_after for s in scans), _number), "mean Dice"),
-        (
-            _change(
-                _share(sum(s.effort_before for s in scans), foreground),
-                _share(sum(s.effort_after for s in scans), foreground),
-                _percent,
-            ),
-            "voxels left to correct, of painting all by hand",
-        ),
-        (str(len(scans)), "scans it had not seen" if len(scans) != 1 else "scan it had not seen"),
-    ]
-    writer = _Writer(folder)
-    parts = [_header(result.title, result.lines), _cards(cards), "<h2>Scan by scan</h2>", _demo_table(scans)]
+    efforts = [share(sum(getattr(s, when) for s in scans), foreground) for when in ("effort_before", "effort_after")]
+    dices = [mean(getattr(s, when) for s in scans) for when in ("dice_before", "dice_after")]
+    page = Page(folder, result.title, result.lines)
+    page.cards(
+        [
+            (" → ".join(number(dice) for dice in dices), "mean Dice"),
+            (" → ".join(percent(effort) for effort in efforts), "voxels left to correct, of painting all by hand"),
+            (str(len(scans)), "scans it had not seen" if len(scans) != 1 else "scan it had not seen"),
+        ]
+    )
+    page.section("Scan by scan", _demo_table(scans))
     if result.pictures:
-        parts += ["<h2>Before and after</h2>", *writer.pictures(result.pictures)]
+        page.section("Before and after", *(page.figure(comparison_figure(p), p.name, p.title) for p in result.pictures))
     if result.losses:
         curves = curve_figure(result.losses, result.dices)
-        parts += ["<h2>Fine-tuning</h2>", writer.figure(curves, "training", "Loss and Dice over training")]
-    return writer.page(result.title, parts)
+        page.section("Fine-tuning", page.figure(curves, "training", "Loss and Dice over training"))
+    return page.write()
 
 
-class _Writer:
-    """Puts pictures and the page into a folder; a failing disk becomes one sentence."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
-
-    def pictures(self, pictures: Iterable[ReportPicture]) -> list[str]:
-        return [self.figure(comparison_figure(p), p.name, p.title) for p in pictures]
-
-    def figure(self, figure: Figure, name: str, description: str) -> str:
-        """Save a figure and return its HTML."""
-        self._count += 1
-        # The number keeps two pictures of one name apart.
-        stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "picture"
-        file = f"{self._count:02d}-{stem}.png"
-        try:
-            (self._folder / _PICTURES).mkdir(parents=True, exist_ok=True)
-            figure.savefig(self._folder / _PICTURES / file, dpi=_DPI)
-        except OSError as error:
-            raise self._failure(error) from error
-        return f'<figure><img src="{_PICTURES}/{quote(file)}" alt="{escape(description)}"></figure>'
-
-    def page(self, title: str, parts: Sequence[str]) -> Path:
-        """Write the page and return its path."""
-        path = self._folder / "report.html"
-        text = (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(title)} · napari-unet</title><style>{_STYLE}</style></head>\n<body><main>\n"
-            + "\n".join(parts)
-            + f"\n<footer><p>{RESEARCH_ONLY}: not a medical device. Written by {_product()}.</p></footer>\n"
-            "</main></body></html>\n"
-        )
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise self._failure(error) from error
-        return path
-
-    def _failure(self, error: OSError) -> ExportError:
-        reason = error.strerror or str(error)
-        return ExportError(f"The report could not be written to {self._folder} ({reason}): choose another folder.")
+def _mean_dice(case: CaseScores) -> float:
+    return sum(case.dice.values()) / len(case.dice)
 
 
-def _product() -> str:
-    try:
-        return f"napari-unet {version('napari-unet')}"
-    except PackageNotFoundError:
-        return "napari-unet"
+def _class_table(summary: dict[str, Any], names: Mapping[int, str], unit: str) -> str:
+    volumes = _VOLUME_UNITS.get(summary["volume_unit"], "mL or voxels")
 
-
-def _header(title: str, lines: Iterable[str]) -> str:
-    sentences = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return f'<header><h1>{escape(title)}</h1>{sentences}<span class="notice">{RESEARCH_ONLY}</span></header>'
-
-
-def _cards(cards: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f'<div class="card"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in cards)
-    return f'<div class="cards">{body}</div>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[str], text_columns: int) -> str:
-    head = "".join(
-        f'<th scope="col"{" class=name" if i < text_columns else ""}>{escape(h)}</th>' for i, h in enumerate(heads)
-    )
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def _cell(text: str, share: float | None = None) -> str:
-    """Return a cell, with a bar behind its text where a share between 0 and 1 is given."""
-    if share is None:
-        return f"<td>{escape(text)}</td>"
-    width = 100 * min(max(share, 0.0), 1.0)
-    return f'<td><span class="bar" style="--share:{width:.1f}%">{escape(text)}</span></td>'
-
-
-def _metric_cell(metric: str, value: float | None) -> str:
-    if metric == "hd95_mm":
-        return _cell(_number(value, 1))
-    return _cell(_number(value), value)
-
-
-def _class_table(summary: dict[str, Any], names: dict[int, str], unit: str) -> str:
-    def row(name: str, tables: dict[str, dict[str, Any]]) -> str:
+    def cells(tables: dict[str, dict[str, Any]]) -> list[str]:
         dice, distance = tables["dice"], tables["hd95_mm"]
-        cells = [
-            _metric_cell("dice", dice["mean"]),
-            _cell(_number(dice["median"])),
-            _cell(_number(dice["std"])),
-            _metric_cell("iou", tables["iou"]["mean"]),
-            _cell(_number(distance["mean"], 1)),
-            _cell(_number(distance["median"], 1)),
-            _metric_cell("nsd", tables["nsd"]["mean"]),
-            _cell(str(dice["n"])),
+        return [
+            cell(number(dice["median"]), dice["median"]),
+            cell(_quartiles(dice, 3)),
+            cell(number(dice["mean"])),
+            cell(number(tables["iou"]["median"])),
+            cell(f"{number(distance['median'], 1)} ({_quartiles(distance, 1)})"),
+            cell(number(tables["hd_mm"]["median"], 1)),
+            cell(number(tables["nsd"]["median"])),
+            cell(number(tables["lesion_f1"]["median"])),
+            cell(_signed(tables["volume_error_ml"]["median"])),
+            cell(percent(tables["volume_error_relative"]["median"], 1)),
+            cell(str(dice["n"])),
         ]
-        return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
 
-    heads = ["Class", "Dice mean", "median", "deviation", "IoU mean", f"HD95 mean ({unit})", "median", "NSD mean", "n"]
+    heads = [
+        "Class", "Dice median", "quartiles", "mean", "IoU median", f"HD95 median ({unit})", f"HD median ({unit})",
+        "NSD median", "F1 of parts", f"Volume error ({volumes})", "in percent", "n",
+    ]  # fmt: skip
     labels = summary["dice"]["per_label"]
-    rows = [row(_name(names, int(i)), {m: summary[m]["per_label"][i] for m in METRICS}) for i in labels]
+    rows = [row(_name(names, int(i)), cells({m: summary[m]["per_label"][i] for m in METRICS})) for i in labels]
     if len(labels) > 1:
-        rows.append(row("all, case by case", {m: summary[m]["overall"] for m in METRICS}))
-    return _table(heads, rows, text_columns=1)
+        rows.append(row("all, case by case", cells({m: summary[m]["overall"] for m in METRICS})))
+    return table(heads, rows, wide=True)
 
 
-def _case_table(cases: Sequence[CaseScores], names: dict[int, str]) -> str:
+def _case_table(cases: Sequence[CaseScores], names: Mapping[int, str]) -> str:
     rows = []
     for case in cases:
         for position, label in enumerate(case.dice):
-            first = f'<th scope="row" rowspan="{len(case.dice)}">{escape(case.case)}</th>' if position == 0 else ""
-            cells = []
-            for metric in METRICS:
-                value = getattr(case, metric).get(label)
-                if metric == "hd95_mm":
-                    cells.append(_cell(_MISSING if value is None else f"{_number(value, 1)} {case.unit}"))
-                else:
-                    cells.append(_metric_cell(metric, value))
-            rows.append(f'<tr>{first}<td class="name">{escape(_name(names, label))}</td>{"".join(cells)}</tr>')
-    return _table(["Case", "Class", *_COLUMNS.values()], rows, text_columns=2)
+            found = {metric: getattr(case, metric).get(label) for metric in (*METRICS, "predicted_ml", "truth_ml")}
+            cells = [
+                text_cell(_name(names, label)),
+                cell(number(found["dice"]), found["dice"]),
+                cell(number(found["iou"])),
+                cell(_distance(found["hd95_mm"], case.unit)),
+                cell(_distance(found["hd_mm"], case.unit)),
+                cell(number(found["nsd"])),
+                cell(number(found["lesion_f1"])),
+                cell(volume(found["predicted_ml"])),
+                cell(f"{volume(found['truth_ml'])} {_VOLUME_UNITS[case.volume_unit]}"),
+                cell(_signed(found["volume_error_ml"])),
+                cell(percent(found["volume_error_relative"], 1)),
+            ]
+            line = row(case.case, cells, span=len(case.dice))
+            # The name stands beside all classes of a case.
+            rows.append(line if position == 0 else f"<tr>{''.join(cells)}</tr>")
+    heads = [
+        "Case", "Class", "Dice", "IoU", "HD95", "HD", "NSD", "F1 of parts", "Predicted volume", "True volume",
+        "Difference", "in percent",
+    ]  # fmt: skip
+    return table(heads, rows, text_columns=2, wide=True)
 
 
 def _demo_table(scans: Sequence[DemoScan]) -> str:
     rows = []
     for scan in scans:
-        before, after = (_share(effort, scan.foreground) for effort in (scan.effort_before, scan.effort_after))
+        before, after = (share(effort, scan.foreground) for effort in (scan.effort_before, scan.effort_after))
         cells = [
-            _cell(_number(scan.dice_before), scan.dice_before),
-            _cell(_number(scan.dice_after), scan.dice_after),
-            _cell(_percent(before), before),
-            _cell(_percent(after), after),
-            _cell(f"{scan.effort_before:,} to {scan.effort_after:,}"),
+            cell(number(scan.dice_before), scan.dice_before),
+            cell(number(scan.dice_after), scan.dice_after),
+            cell(percent(before), before),
+            cell(percent(after), after),
+            cell(f"{scan.effort_before:,} to {scan.effort_after:,}"),
         ]
-        rows.append(f'<tr><th scope="row">{escape(scan.name)}</th>{"".join(cells)}</tr>')
+        rows.append(row(scan.name, cells))
     heads = [
         "Scan",
         "Dice before",
@@ -356,39 +303,33 @@ def _demo_table(scans: Sequence[DemoScan]) -> str:
         "Left to correct after",
         "Voxels to correct",
     ]
-    return _table(heads, rows, text_columns=1)
+    return table(heads, rows)
 
 
-def _conventions() -> str:
-    return (
-        "<h2>How to read this</h2>"
-        "<p>Dice and IoU: overlap, 1 is perfect. HD95: the larger of the two directed 95th percentiles of the distance "
-        "between the surfaces. NSD: share of both surfaces within the tolerance of the other (Nikolov et al. 2018). "
-        "A class absent from prediction and truth scores 1 and distance 0; absent from one of them, 0 and the diagonal "
-        "of the image. Pictures show the plane with most of the truth, whatever the prediction is like there.</p>"
-    )
+#: What the figures of an evaluation mean.
+CONVENTIONS = (
+    "Dice and IoU: overlap, 1 is perfect. HD and HD95: the largest distance between the two surfaces, and the "
+    "larger of the two directed 95th percentiles. NSD: share of both surfaces within the tolerance of the other "
+    "(Nikolov et al. 2018). F1 of parts: how many connected parts were found, and how many of those found are "
+    "right, whatever their outline. Volume error: predicted less true volume. A class absent from prediction and "
+    "truth scores 1 and distance 0; absent from one of them, 0 and the diagonal of the image. Quartiles hold the "
+    "middle half of the cases. Pictures show the plane with most of the truth, whatever the prediction is like "
+    "there."
+)
 
 
-def _name(names: dict[int, str], label: int) -> str:
+def _quartiles(statistics: dict[str, Any], digits: int) -> str:
+    return f"{number(statistics['q1'], digits)} to {number(statistics['q3'], digits)}"
+
+
+def _signed(value: float | None) -> str:
+    text = volume(value)
+    return text if text == MISSING or text.startswith("-") else f"+{text}"
+
+
+def _distance(value: float | None, unit: str) -> str:
+    return MISSING if value is None else f"{number(value, 1)} {unit}"
+
+
+def _name(names: Mapping[int, str], label: int) -> str:
     return names.get(label, f"label {label}")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return _MISSING if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _MISSING if value is None else f"{100 * value:.0f} %"
-
-
-def _change(before: float | None, after: float | None, show: Any) -> str:
-    return f"{show(before)} → {show(after)}"
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

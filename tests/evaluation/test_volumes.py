@@ -1,0 +1,31 @@
+"""Volumes of classes against a count by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_unet.domain.labels import LabelSchema
+from napari_unet.evaluation.volumes import class_volumes
+
+
+def test_volumes_and_pieces() -> None:
+    labels = np.zeros((10, 20, 20), np.uint8)
+    labels[2:5, 3:9, 4:14] = 1
+    labels[5, 9, 14] = 1  # touches at a corner
+    labels[8:, 18:, :2] = 1
+    labels[0, 0, 0] = 3
+    labels[9, 9, 9] = 7  # no class
+    liver, none, dot = class_volumes(labels, LabelSchema.of("liver", "none", "dot"), (5.0, 0.8, 0.8))
+    assert (liver.name, liver.voxels, liver.pieces) == ("liver", 3 * 6 * 10 + 1 + 8, 2)
+    assert liver.ml == pytest.approx((labels == 1).sum() * 5 * 0.8 * 0.8 / 1000)
+    assert (none.voxels, none.ml, none.pieces) == (0, 0.0, 0)
+    assert (dot.voxels, dot.pieces) == (1, 1)
+    assert dot.ml == pytest.approx(0.0032)
+
+
+def test_without_a_spacing_or_a_third_axis_there_are_no_millilitres() -> None:
+    schema = LabelSchema.of("one")
+    assert class_volumes(np.ones((2, 2, 2), np.uint16), schema, None)[0].ml is None
+    plane = class_volumes(np.eye(3, dtype=np.uint8), schema, (1.0, 1.0))[0]
+    assert (plane.ml, plane.voxels, plane.pieces) == (None, 3, 1)
