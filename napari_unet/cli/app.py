@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from napari_unet.cli import options as o
+from napari_unet.cli.models import models_app
 from napari_unet.cli.output import print_result, say, to_json, write_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _wanted(device: str, runtime: str = "torch") -> ComputeSettings:
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A file or a folder with one scan, or a model (.safetensors).")],
+    path: Annotated[Path, typer.Argument(help="A file or a folder with one scan, or a model (.safetensors, .onnx).")],
     series: o.Series = None,
     volume: o.Volume = None,
     untrusted: o.Untrusted = False,
@@ -44,10 +45,11 @@ def info(
     from napari_unet.io.info import describe, describe_choice
     from napari_unet.io.registry import read_scan
     from napari_unet.storage.checkpoint_file import read_checkpoint
+    from napari_unet.storage.onnx_file import ONNX_SUFFIX, read_onnx_model
 
     try:
-        if path.suffix == ".safetensors":
-            model = read_checkpoint(path)
+        if path.suffix in (".safetensors", ONNX_SUFFIX):
+            model = read_checkpoint(path) if path.suffix != ONNX_SUFFIX else read_onnx_model(path)
             result = {"id": model.id, **model.card.model_dump(mode="json")}
         else:
             result = describe(read_scan(path, series=series, volume=volume, untrusted=untrusted, resample=resample))
@@ -188,11 +190,14 @@ def evaluate(
     nsd_tolerance: Annotated[float, typer.Option("--nsd-tolerance", min=0, metavar="MM")] = 1.0,
     json: o.Json = None,
     report: Annotated[Path | None, typer.Option("--report", help="Folder for pictures and tables.")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the scans, shown under the masks in the report.")
+    ] = None,
 ) -> None:
-    """Score predicted masks: Dice, IoU, 95 % Hausdorff distance, surface Dice; per case, then in summary."""
+    """Score predicted masks: overlap, distances, volumes, parts found; per case, then in summary."""
     from napari_unet.cli.evaluation import run_evaluate
 
-    result = run_evaluate(predictions, truth, o.truth_rule(foreground, binary), nsd_tolerance, report)
+    result = run_evaluate(predictions, truth, o.truth_rule(foreground, binary), nsd_tolerance, report, images)
     write_json(result, json)
     if json is None:
         print_result(to_json(result["summary"]))
@@ -247,18 +252,57 @@ def simulate(
     write_json(result, json)
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def export(context: typer.Context) -> None:
-    """Write a model for deployment (not there yet)."""
-    o.not_there_yet("export")
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model's name or file.", metavar="MODEL")],
+    onnx: Annotated[Path, typer.Option("--onnx", help="Where it is written: .onnx, or .xml for OpenVINO.")],
+    quantise: Annotated[
+        str | None, typer.Option("--quantise", help="fp16 (weights) or int8 (convolutions; needs --images).")
+    ] = None,
+    prune: Annotated[
+        float | None, typer.Option("--prune", metavar="FRACTION", help="Leave out this share of the channels.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it whatever Dice it lost.")] = False,
+    max_dice_lost: Annotated[float, typer.Option("--max-dice-lost", min=0, max=1, help="The gate.")] = 0.01,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of scans to check, calibrate and measure with.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Their masks: the truth, and what a pruned network recovers from.")
+    ] = None,
+    foreground: o.Foreground = None,
+    binary: o.Binary = False,
+    max_side: o.MaxSide = None,
+    group_by: o.GroupBy = None,
+    budget_seconds: Annotated[
+        float, typer.Option("--budget-seconds", min=0.1, help="Of training after pruning.")
+    ] = 60.0,
+    seed: o.Seed = 0,
+    json: o.Json = None,
+) -> None:
+    """Write a model for deployment (ONNX), with the Dice it lost where it is compressed."""
+    from napari_unet.cli.exporting import run_export
+    from napari_unet.exchange.exporting import Wishes
+
+    if quantise not in (None, "fp16", "int8"):
+        raise typer.BadParameter("--quantise is fp16 or int8.")
+    if prune is not None and not 0 < prune < 1:
+        raise typer.BadParameter("--prune is a share between 0 and 1.")
+    result = run_export(
+        model,
+        onnx,
+        Wishes(quantise or "", prune, max_dice_lost, force, budget_seconds),
+        images=images,
+        masks=masks,
+        rule=o.truth_rule(foreground, binary),
+        max_side=max_side,
+        group_by=group_by,
+        seed=seed,
+    )
+    write_json(result, json)
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def models(context: typer.Context) -> None:
-    """Look after models (not there yet)."""
-    o.not_there_yet("models")
-
-
+app.add_typer(models_app, name="models")
 project_app = typer.Typer(no_args_is_help=True, help="Look after a project.")
 app.add_typer(project_app, name="project")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -73,11 +73,6 @@ ComputeAddress = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Allow a cluster without TLS: others on the network can read the scans.")
 ]
-
-
-def not_there_yet(option: str) -> NoReturn:
-    """End with exit status 2: the option belongs to a later version."""
-    raise typer.BadParameter(f"{option} is not there yet in this version.")
 
 
 def engine_at(address: str | None, insecure: bool) -> Engine | None:

@@ -23,7 +23,7 @@ from napari_unet.domain.settings import ComputeSettings, ModelSettings, Training
 from napari_unet.io.masks import TruthRule
 from napari_unet.io.pairs import LabelledScan
 from napari_unet.session.batch import TrainingFolder, load_training_folder, settings_for
-from napari_unet.session.models import SCRATCH, find_model, has_learnt, helps
+from napari_unet.session.models import SCRATCH, find_base, has_learnt, helps
 from napari_unet.session.planning import begins_anew, begins_with, refuse_fixed
 from napari_unet.session.unlabelled import load_unlabelled
 from napari_unet.session.worker import Worker
@@ -66,7 +66,7 @@ def run_fine_tune(
     if out.is_dir():
         raise ExportError(f"{out} is a folder: give the name of a file, such as {out / 'model.safetensors'}.")
     # A recipe of one's own asks for a network of its own.
-    base = find_model(SCRATCH if model is None and preset not in (None, "default") else model)
+    base = find_base(SCRATCH if model is None and preset not in (None, "default") else model)
     judging = {key: value for key, value in values.items() if key == "training.validation_fraction"}
     before = base.card.settings if base is not None else ModelSettings()
     folder = load_training_folder(

@@ -23,6 +23,7 @@ from napari_unet.compute.predictor import Prediction, Predictor
 from napari_unet.compute.transport import SharedArray
 from napari_unet.domain.annotation import Annotation, SparseChange
 from napari_unet.domain.compute import ResolvedCompute
+from napari_unet.domain.errors import ModelError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Progress, TrainingStep
@@ -32,6 +33,8 @@ from napari_unet.domain.settings import AfterCareSettings, ComputeSettings, Mode
 from napari_unet.inference.live import Features, Painted, Refitted, Window
 
 if TYPE_CHECKING:
+    from napari_unet.editing.regions import OverwriteRule, Region
+    from napari_unet.editing.tools import ToolSettings
     from napari_unet.inference.runner import Runner
     from napari_unet.inference.slabs import Slab, SlabResult
     from napari_unet.patches.prepare import PreparedScan
@@ -172,13 +175,13 @@ def _checkpoint(file: SharedArray) -> Any:
 def _network(file: SharedArray) -> Any:
     """Return the network of a checkpoint, and what has a say beside it."""
     from napari_unet.inference.predict import PixelShare
-    from napari_unet.networks.factory import build, load_weights
+    from napari_unet.inference.runtimes import network_of
 
     def make() -> Any:
         checkpoint = _checkpoint(file)
-        network = build(checkpoint.card.settings.network, seed=0)
-        load_weights(network, checkpoint.weights)
-        return network, PixelShare.of(checkpoint)
+        if checkpoint.card.nnunet is not None:
+            raise ModelError("A model of nnU-Net's predicts whole scans only: use napari-unet predict with it.")
+        return network_of(checkpoint), PixelShare.of(checkpoint)
 
     return _networks.get(file.key, make)
 
@@ -332,6 +335,7 @@ def _features(
 ) -> Features:
     from napari_unet.inference import live
     from napari_unet.inference.predict import predict
+    from napari_unet.inference.runtimes import GraphNetwork
     from napari_unet.inference.slabs import Slab
     from napari_unet.patches.prepare import PreparedScan
     from napari_unet.patches.spacing import zoom_of
@@ -344,6 +348,9 @@ def _features(
     if file is None:
         return live.filtered(image, index, window)
     network, pixels = _network(file)
+    if isinstance(network, GraphNetwork):
+        # Nobody can see what its head sees.
+        return live.filtered(image, index, window)
     zoom = zoom_of(scan, settings)
     if answer is None and pixels is not None:
         # What was not proposed lately is asked for; in one pose, since the person is waiting.
@@ -375,6 +382,28 @@ def clean(
     yield
     before = labels.open()
     return SparseChange.between(before, after_care(before, spacing, settings))
+
+
+def edit(
+    settings: ToolSettings,
+    scan: ScanHandle,
+    labels: SharedArray,
+    painted: SharedArray,
+    given: NDArray[np.int64],
+    value: int,
+    region: Region,
+    rule: OverwriteRule,
+    locked: tuple[int, ...],
+) -> Generator[None, None, SparseChange]:
+    """Return what a tool changes in labels; see :func:`napari_unet.editing.tools.carry_out`."""
+    from napari_unet.editing.tools import Work, carry_out
+
+    yield
+    opened = scan.open()
+    work = Work(
+        opened.grey(), labels.open(), painted.open(), given, scan.slice_axis, scan.geometry.spacing, value, region
+    )
+    return carry_out(settings, work, rule, locked)
 
 
 def fine_tune(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import ExportError, ScanError
+from napari_unet.domain.errors import ExportError, ModelError, ScanError
+from napari_unet.domain.nnunet import NnunetRecipe
 from napari_unet.domain.progress import Progress
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
@@ -60,14 +61,16 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, compute: ResolvedCompute, values: dict[str, Any]) -> None:
         from napari_unet.inference.predict import PixelShare
         from napari_unet.inference.runner import Runner
-        from napari_unet.networks.factory import build, load_weights
+        from napari_unet.inference.runtimes import converted, network_of
 
         self.checkpoint = checkpoint
         self._settings = checkpoint.card.settings.with_values(values)
         self._compute = compute
-        network = build(self._settings.network, seed=0)
-        load_weights(network, checkpoint.weights)
+        network = network_of(checkpoint)
         self._runner = Runner(network, self._settings, compute)
+        self._recipe = checkpoint.card.nnunet
+        if self._recipe is not None:
+            self._forward = converted(network, self._settings.network, self._runner.compute)
         self._pixels = PixelShare.of(checkpoint)
 
     def predict(self, scan: Scan, *, uncertainty: bool = False, scratch: Path | None = None) -> Prediction:
@@ -118,6 +121,8 @@ class Predictor:
         from napari_unet.patches.spacing import zoom_of
         from napari_unet.training.examples import to_label_values
 
+        if self._recipe is not None:
+            return (yield from self._as_nnunet(scan, self._recipe, uncertainty))
         settings, schema = self._settings, self.checkpoint.card.label_schema
         if scan.is_lazy:
             _require_piecewise(scan, settings, uncertainty)
@@ -139,6 +144,20 @@ class Predictor:
         if settings.after_care.does_something:
             found = after_care(found, scan.geometry.spacing, settings.after_care)
         return Prediction(found, None if unsure is None else scan.from_planes(unsure), tuple(notes))
+
+    def _as_nnunet(self, scan: Scan, recipe: NnunetRecipe, uncertainty: bool) -> Generator[Progress, None, Prediction]:
+        from napari_unet.inference.after_care import after_care
+        from napari_unet.inference.nnunet import predict_whole
+
+        if uncertainty:
+            raise ModelError("A model of nnU-Net's gives labels only: leave --uncertainty out.")
+        if not self._settings.inference.mirror:
+            recipe = recipe.model_copy(update={"mirror": ()})
+        found = yield from predict_whole(scan, recipe, self._forward)
+        labels = found.astype(np.uint8 if max(self.checkpoint.card.label_schema.ids) < 256 else np.uint16)
+        if self._settings.after_care.does_something:
+            labels = after_care(labels, scan.geometry.spacing, self._settings.after_care)
+        return Prediction(labels, None, ())
 
 
 def _require_piecewise(scan: Scan, settings: ModelSettings, uncertainty: bool) -> None:

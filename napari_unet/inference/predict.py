@@ -22,6 +22,7 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.inference.runner import Runner
+from napari_unet.inference.runtimes import GraphNetwork
 from napari_unet.inference.slabs import Slab, SlabResult
 from napari_unet.networks.pixel_head import PixelHead, pixel_head_of
 from napari_unet.networks.unet import UNet
@@ -48,7 +49,7 @@ class PixelShare:
 
 
 def predict(
-    network: UNet | Runner,
+    network: UNet | GraphNetwork | Runner,
     image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
     compute: ResolvedCompute,
@@ -60,7 +61,7 @@ def predict(
 
     Parameters
     ----------
-    network : UNet or Runner
+    network : UNet, GraphNetwork or Runner
         In any mode; it is set to evaluation. A runner keeps what it learnt about the device for the next call.
     image : (C, S, H, W) float32 array, or PreparedScan
         From :mod:`napari_unet.patches.prepare`.
@@ -131,7 +132,7 @@ def entropy(probability: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict_slab(
-    network: UNet | Runner,
+    network: UNet | GraphNetwork | Runner,
     image: NDArray[np.float32] | PreparedScan,
     settings: ModelSettings,
     compute: ResolvedCompute,

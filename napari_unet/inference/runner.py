@@ -18,7 +18,7 @@ from torch import Tensor
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import EngineError, ModelError
 from napari_unet.domain.settings import ModelSettings
-from napari_unet.inference.runtimes import converted
+from napari_unet.inference.runtimes import GraphNetwork, converted
 from napari_unet.networks.heads import class_logits
 from napari_unet.networks.pixel_head import PixelHead
 from napari_unet.networks.unet import UNet
@@ -52,8 +52,8 @@ class Runner:
 
     Parameters
     ----------
-    network : UNet
-        In any mode; it is set to evaluation and moved to the device.
+    network : UNet or GraphNetwork
+        In any mode; it is set to evaluation and moved to the device. A graph runs in a runtime, whichever is asked for.
     settings : ModelSettings
         Poses to average over, tiles.
     compute : ResolvedCompute
@@ -65,12 +65,12 @@ class Runner:
         What the person should know of the last slab: memory was short, the GPU was lost. Empty otherwise.
     """
 
-    def __init__(self, network: UNet, settings: ModelSettings, compute: ResolvedCompute) -> None:
+    def __init__(self, network: UNet | GraphNetwork, settings: ModelSettings, compute: ResolvedCompute) -> None:
         self.settings = settings
         self.device = compute.device
         self.divisor = network.divisor
         self.note = ""
-        self._compute = compute
+        self._compute = network.place(compute) if isinstance(network, GraphNetwork) else compute
         network.eval()
         weight = next(network.parameters(), None)
         # A GPU that is lost takes its copy of the weights along.
@@ -209,6 +209,11 @@ class Runner:
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self._compute.precision)
         with torch.autocast(torch.device(self.device).type, dtype or torch.bfloat16, enabled=dtype is not None):
             return self._network(x)
+
+    @property
+    def compute(self) -> ResolvedCompute:
+        """Where it computes now."""
+        return self._compute
 
     @property
     def _runtime(self) -> str:

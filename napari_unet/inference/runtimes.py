@@ -15,14 +15,18 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.settings import NetworkSettings
+from napari_unet.networks.factory import build, load_weights
+from napari_unet.networks.unet import UNet
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,58 @@ Forward = Callable[[Tensor], Tensor]
 def installed_runtimes() -> list[str]:
     """Return what can run networks here besides torch: ``onnx``, ``openvino``."""
     return [name for name, needs in _NEEDS.items() if all(importlib.util.find_spec(need) for need in needs)]
+
+
+class GraphNetwork(nn.Module):
+    """A network that is only an ONNX graph: a runtime runs it, torch cannot.
+
+    Parameters
+    ----------
+    written : bytes
+        The ONNX model.
+    settings : NetworkSettings
+        What it takes and gives.
+    """
+
+    def __init__(self, written: bytes, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.written = written
+        self.settings = settings
+        self.divisor = settings.divisor
+
+    def place(self, compute: ResolvedCompute) -> ResolvedCompute:
+        """Return where it runs: as asked for, but never in torch.
+
+        Raises
+        ------
+        ModelError
+            No runtime is installed.
+        """
+        runtimes = installed_runtimes()
+        if not runtimes:
+            raise ModelError(
+                "This model is an ONNX graph, and neither ONNX Runtime nor OpenVINO is installed: run pip install "
+                "'napari-unet[onnx]'."
+            )
+        wanted = compute.runtime_for(self.settings.dimensions)
+        chosen = wanted if wanted in runtimes else runtimes[0]
+        return replace(compute, runtime=chosen, runtime_3d="", runtime_wanted=True)
+
+
+def network_of(checkpoint: Checkpoint) -> UNet | GraphNetwork:
+    """Return the network of a checkpoint, to predict with.
+
+    Raises
+    ------
+    ModelError
+        The weights do not fit the card.
+    """
+    settings = checkpoint.card.settings.network
+    if checkpoint.graph is not None:
+        return GraphNetwork(checkpoint.graph, settings)
+    network = build(settings, seed=0)
+    load_weights(network, checkpoint.weights)
+    return network
 
 
 def versions(names: Sequence[str]) -> str:
@@ -60,7 +116,7 @@ def converted(network: nn.Module, settings: NetworkSettings, compute: ResolvedCo
 
     Parameters
     ----------
-    network : UNet
+    network : UNet or GraphNetwork
         In evaluation mode.
     settings : NetworkSettings
         Its own.
@@ -79,22 +135,20 @@ def converted(network: nn.Module, settings: NetworkSettings, compute: ResolvedCo
     """
     runtime = compute.runtime_for(settings.dimensions)
     try:
-        written = onnx_bytes(network, settings)
+        written = network.written if isinstance(network, GraphNetwork) else onnx_bytes(network, settings)
         return {"onnx": _onnx_runtime, "openvino": _openvino}[runtime](written, compute)
     except Exception as error:  # each library has errors of its own, and torch's exporter several
         raise ModelError(
-            f"{RUNTIME_NAMES[runtime]} cannot run this network ({type(error).__name__}): choose the runtime 'torch'."
+            f"{RUNTIME_NAMES[runtime]} cannot run this network ({type(error).__name__}): "
+            + ("choose another runtime." if isinstance(network, GraphNetwork) else "choose the runtime 'torch'.")
         ) from error
 
 
 def onnx_bytes(network: nn.Module, settings: NetworkSettings) -> bytes:
     """Return a network as an ONNX model: ``image`` in, ``logits`` out, any batch, any size that its strides allow."""
     n = settings.dimensions
-    factor = [1] * n
-    for stride in settings.strides:
-        factor = [f * s for f, s in zip(factor, stride, strict=True)]
     device = next(network.parameters()).device
-    example = torch.zeros(1, settings.in_channels, *(4 * f for f in factor), device=device)
+    example = torch.zeros(1, settings.in_channels, *(4 * f for f in settings.divisor), device=device)
     axes = {0: "batch", **{axis + 2: f"size_{axis}" for axis in range(n)}}
     out = io.BytesIO()
     with warnings.catch_warnings():
@@ -148,12 +202,19 @@ def _onnx_runtime(written: bytes, compute: ResolvedCompute) -> Forward:
     return forward
 
 
-def _openvino(written: bytes, compute: ResolvedCompute) -> Forward:
-    # To be imported is an event that OpenVINO reports over the network, unless what does so is not there.
+def import_openvino() -> Any:
+    """Return the package openvino, imported so that it reports nothing.
+
+    To be imported is an event that OpenVINO tells over the network, unless what does so is not there.
+    """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    core = openvino.Core()
+    return openvino
+
+
+def _openvino(written: bytes, compute: ResolvedCompute) -> Forward:
+    core = import_openvino().Core()
     model = core.read_model(written)
     precision = {"bfloat16": "bf16", "float16": "f16"}.get(compute.precision, "f32")
     options = {"INFERENCE_NUM_THREADS": compute.threads, "INFERENCE_PRECISION_HINT": precision}

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from napari_unet.domain.checkpoint import GRAPH, GRAPH_ONLY
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.settings import NetworkSettings
 from napari_unet.networks.pretrained import load_backbone
@@ -63,8 +64,10 @@ def load_weights(network: nn.Module, weights: dict[str, NDArray]) -> None:
     Raises
     ------
     ModelError
-        Names or shapes do not fit.
+        Names or shapes do not fit, or the model is a graph, which has no weights that could be trained.
     """
+    if GRAPH in weights:
+        raise ModelError(GRAPH_ONLY)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     given = {name: tuple(array.shape) for name, array in weights.items()}
     if own != given:

@@ -102,10 +102,7 @@ class UNet(nn.Module):
     @property
     def divisor(self) -> tuple[int, ...]:
         """Spatial sizes must be multiples of this, per axis."""
-        product = [1] * self.settings.dimensions
-        for stride in self.settings.strides:
-            product = [p * s for p, s in zip(product, stride, strict=True)]
-        return tuple(product)
+        return self.settings.divisor
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Map an image batch to logits."""

@@ -27,7 +27,7 @@ OPTIONS = {
     "--series --volume --untrusted --resample",
     "fine-tune": "--images --masks --out --model --preset --set --budget-seconds --steps --group-by --exclude-regex "
     "--foreground --binary --max-side --unlabelled --device --compute --seed --json",
-    "evaluate": "--predictions --truth --foreground --binary --nsd-tolerance --json --report",
+    "evaluate": "--predictions --truth --foreground --binary --nsd-tolerance --json --report --images",
     "simulate": "--images --masks --scans --budget-seconds --test --test-regex --foreground --binary --max-side --seed "
     "--group-by --annotator --model --allow-seen --json",
 }
@@ -286,7 +286,7 @@ class TestErrors:
             ("predict", "a.png", "--out", "o", "--model", "m", "--runtime", "abacus"),
             ("simulate", "--images", "a", "--masks", "b", "--scans", "0"),
             ("simulate", "--images", "a", "--masks", "b", "--annotator", "me"),
-            ("models", "list"),
+            ("models", "fly"),
             ("--flying",),
         ],
     )
@@ -356,3 +356,36 @@ class TestAsAProcess:
         for words in (["--help"], ["info", str(pictures / "images" / "P0 scan.png")]):
             answer = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
             assert answer.stdout.splitlines()[-1] == "[]"
+
+
+class TestEvaluationReport:
+    @pytest.fixture
+    def predicted(self, pictures):
+        """Predictions: the true masks, one of them shifted, one empty."""
+        (pictures / "predicted").mkdir()
+        for i, source in enumerate(sorted((pictures / "masks").iterdir())):
+            mask = np.asarray(Image.open(source))
+            mask = np.roll(mask, 3, 0) if i == 2 else np.zeros_like(mask) if i == 3 else mask
+            Image.fromarray(mask).save(pictures / "predicted" / source.name)
+        return ("--predictions", pictures / "predicted", "--truth", pictures / "masks")
+
+    def test_it_shows_the_scans_and_names_no_folder(self, pictures, predicted, capsys):
+        report = pictures / "report"
+        words = ("--images", pictures / "images", "--report", report, "--json", pictures / "x.json")
+        assert run("evaluate", *predicted, *words) == 0
+        page = (report / "report.html").read_text(encoding="utf-8")
+        assert "Worst case: P3 scan, Dice 0.000" in page
+        assert "Best case: P5 scan, Dice 1.000" in page
+        for content in (page.encode(), (report / "report.pdf").read_bytes()):
+            assert str(pictures).encode() not in content
+        found = json.loads((pictures / "x.json").read_text(encoding="utf-8"))
+        assert found["cases"][3]["volume_error_relative"] == {"1": -1.0}
+        assert found["cases"][3]["volume_unit"] == "px"
+        assert found["summary"]["dice"]["overall"]["median"] == 1
+
+    def test_images_of_another_shape_are_refused(self, pictures, predicted, capsys):
+        Image.fromarray(np.zeros((5, 5), np.uint8)).save(pictures / "images" / "P0 scan.png")
+        assert run("evaluate", *predicted, "--images", pictures / "images", "--report", pictures / "report") == 1
+        assert "P0 scan.png has shape (5, 5)" in capsys.readouterr().err
+        assert run("evaluate", *predicted, "--images", pictures / "nowhere", "--report", pictures / "report") == 1
+        assert "no folder of images" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Models out of the door and in again: export, compression, and the formats of other programs."""
