@@ -101,6 +101,7 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/clusters.py $(BENCH_ARGS) --json $(RESULTS)/clusters.json
 	$(BIN)/python benchmarks/journal.py $(BENCH_ARGS) --json $(RESULTS)/journal.json
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
+	$(BENCH_VENV)/bin/python benchmarks/editing.py $(BENCH_ARGS) --json $(RESULTS)/editing/editing.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info

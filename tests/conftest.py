@@ -118,6 +118,13 @@ def nothing_left_behind(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(autouse=True)
+def nobodys_preferences():
+    """Forget what a test chose for all projects: the next one is somebody else."""
+    yield
+    (Path(os.environ["XDG_CONFIG_HOME"]) / "napari-unet" / "preferences.json").unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True)
 def log_as_before():
     """Undo what starting the program does to the log, so that later tests hear it again."""
     log = logging.getLogger("napari_unet")

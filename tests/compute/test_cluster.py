@@ -125,6 +125,7 @@ class TestLosses:
             process.kill()
         assert finish(remote, jobs.total, shared).results[0][0] == array.sum()
 
+    @pytest.mark.slow
     def test_the_scheduler_goes_and_comes_back(self, tmp_path):
         with running(tmp_path, ()) as own, contextlib.closing(Engine(address=own.address)) as engine:
             heard = begin(engine, jobs.polite, str(tmp_path / "nowhere"))

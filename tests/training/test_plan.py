@@ -505,7 +505,7 @@ BODY = ModelSettings().with_values({"network.base_channels": 6, "network.strides
 
 
 @given(drawn=scans(), n_classes=st.integers(1, 3), labelled=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(drawn=[scan_of((200, 512))], n_classes=1, labelled=True)
 @example(drawn=[scan_of((20, 400, 60), spacing=(1.0, 1.0, 0.4))], n_classes=1, labelled=True)
 def test_a_plan_upon_a_body_keeps_its_shape_and_is_no_deeper(drawn, n_classes, labelled):

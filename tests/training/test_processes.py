@@ -87,6 +87,7 @@ def fine_tuned(folders, out, *launcher, settings=()):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_the_model_of_one(folders):
     alone = fine_tuned(folders, "alone.safetensors")
     assert alone.returncode == 0, alone.stderr
