@@ -142,10 +142,10 @@ class TestAClassMore:
         assert card.parent == trained.id
         ((_, old), (nothing, new)) = verdict.cases[0].classes
         assert nothing == 0
-        assert min(old, new) > 0.8
+        assert min(old, new) > 0.7
         computing.use_new_model()
         unseen, truth = two_structures(43)
-        assert pooled_dice([proposal_on(computing, unseen)], [truth], 2) > 0.8
+        assert pooled_dice([proposal_on(computing, unseen)], [truth], 2) > 0.7
         computing.use_kept_model("v1")  # and back, without losing the class
         assert computing.schema == more
 
