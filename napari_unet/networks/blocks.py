@@ -21,7 +21,8 @@ class Convolution3d(nn.Conv3d):
     Zen 5, bfloat16): what it returns is wrong or no number.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolved planes, ``(batch, channels, z, y, x)``."""
         if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and input.shape[2] == 2:
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.float())
