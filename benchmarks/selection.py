@@ -4,9 +4,9 @@ Slice by slice (``hippocampus_mr``): of each scan of the stream so many slices a
 other as *Next* suggests them; the model learns from them for a fixed number of steps. Scan by scan
 (``cardiac_cine_mr``): the next patient of a pool is chosen, and corrected as a whole.
 
-Effort is the voxels corrected on what was chosen; the Dice of the test scans says what that was good for. Steps are fixed
-and not seconds, so that the figures do not depend on what else the machine does. One JSON per set, ranking and seed; those
-that are there are skipped.
+Effort is the voxels corrected on what was chosen; the Dice of the test scans says what that was good for. Steps are
+fixed and not seconds, so that the figures do not depend on what else the machine does. One JSON per set, ranking and
+seed; those that are there are skipped.
 """
 
 from __future__ import annotations
