@@ -19,8 +19,8 @@ from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.evaluation.metrics import dice, nsd
 from napari_unet.io.masks import check_same_grid, read_mask
-from napari_unet.session.autosave import replayed
 from napari_unet.session.history import Step
+from napari_unet.session.recalling import replayed
 from napari_unet.storage.journal import Journal
 from napari_unet.storage.project_folder import ProjectFolder
 
@@ -130,6 +130,19 @@ class Comparison:
         mask = read_mask(path)
         check_same_grid(state.scan, mask)
         self.begin(state, mask.data, path.name)
+
+    def with_before(self) -> None:
+        """Compare with the labels from before the last proposal.
+
+        Raises
+        ------
+        SessionError
+            Nothing was proposed for the active scan.
+        """
+        state = self._session.active
+        if state is None or state.before_proposal is None:
+            raise SessionError("Nothing was proposed for this scan yet: there is no before and after.")
+        self.begin(state, state.before_proposal, "before the proposal")
 
     def begin(self, state: ScanState, others: NDArray, name: str) -> None:
         """Put other labels of a scan, over its spatial axes, beside its own.

@@ -14,7 +14,6 @@ from napari_unet.compute.engine import Engine
 from napari_unet.compute.jobs import edit
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import NapariUnetError, SessionError
-from napari_unet.domain.progress import Notice
 from napari_unet.editing.brushes import smart_stroke, stroke_mask
 from napari_unet.editing.intensities import typical_range
 from napari_unet.editing.pieces import piece_at
@@ -306,12 +305,12 @@ class Tools:
             if state.version == version:
                 self._preview = state, version, _open_only(state, change), name
             else:
-                self._tell("The labels have changed meanwhile: press Preview again.")
+                self._session.tell("The labels have changed meanwhile: press Preview again.")
             self.changed.emit()
 
         def failed(error: NapariUnetError) -> None:
             if over():
-                self._tell(str(error))
+                self._session.tell(str(error))
                 self.changed.emit()
 
         engine.submit(
@@ -334,9 +333,6 @@ class Tools:
     def _outdate(self, state: ScanState) -> None:
         if self._preview is not None and self._preview[0] is state and self._preview[1] != state.version:
             self.dismiss()
-
-    def _tell(self, message: str) -> None:
-        self._session.notified.emit(Notice(message))
 
 
 def _in_words(name: str) -> str:

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.editing.tools import TOOLS
-from napari_unet.session.autosave import replayed
+from napari_unet.session.recalling import replayed
 from napari_unet.session.state import Flag
 from napari_unet.storage.verify import verify
 from tests.qt.conftest import make_scan
@@ -139,7 +139,7 @@ class Monkey:
 
 def consistent(desk):
     """What is shown, what the session says and what the journal makes are the same labels."""
-    journal = desk.session._autosave.journal()
+    journal = desk.session.ledger.journal()
     with closing(journal):
         for state in desk.session.scans:
             layer = desk.widget.binder.labels_layer(state)
