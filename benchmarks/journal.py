@@ -57,7 +57,7 @@ def latencies(shape: tuple[int, int, int], n: int) -> dict[str, Any]:
             began = time.perf_counter()
             stroke(session, state, view, rng, 6)
             done = time.perf_counter()
-            while session._autosave._journal.seq < number + 2:  # the first event is the scan's beginning
+            while session.ledger.settle() < number + 2:  # the first event is the scan's beginning
                 time.sleep(0.0002)
             own.append(1000 * (done - began))
             committed.append(1000 * (time.perf_counter() - done))

@@ -129,11 +129,11 @@ def learn(task: Task, steps: int) -> Checkpoint:
             state = s.add_scan(scan)
             s.record_edit(state, truth, slice(None))
             s.accept_slices(state)
-        s.fine_tune(steps=steps)
+        s.learning.begin(steps=steps)
         s.wait()
-        if s.verdict is None:
+        if s.learning.verdict is None:
             raise SystemExit("The model could not be trained: see the log.")
-        return s.verdict.checkpoint
+        return s.learning.verdict.checkpoint
 
 
 @contextlib.contextmanager
@@ -154,13 +154,13 @@ def paint(task: Task, model: Checkpoint, strokes: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"first": [], "later": []}
     slices: list[list[list[float | None]]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Session(Engine(), Path(folder), task.schema)) as s:
-        s.use_model(model)
-        s.set_live(True)
+        s.models.use(model)
+        s.live.switch(True)
         for scan, truth, index in task.painted:
             state = s.add_scan(scan)
             s.show_slice(index)
-            s.propose()
-            while s.proposal is None or not s.proposal.is_over:
+            s.proposals.begin()
+            while s.proposals.run is None or not s.proposals.run.is_over:
                 s.poll()
                 time.sleep(0.005)
             time.sleep(_LOOK_SECONDS)

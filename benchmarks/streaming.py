@@ -57,13 +57,13 @@ def visible(shape: tuple[int, int, int], looks: int, whole: bool, seed: int) -> 
         session = Session(Engine(), Path(folder))
         try:
             session.start()
-            session.use_model(find_task_model(_MODEL))
+            session.models.use(find_task_model(_MODEL))
             state = session.add_scan(scan_of(shape, seed))
             seconds = [_look(session, state, index) for index in np.linspace(0, shape[0] - 1, looks).astype(int)]
             found: dict[str, Any] = {"first_click": seconds[0], "seconds": seconds}
             if whole:
                 begin = time.perf_counter()
-                session.propose()
+                session.proposals.begin()
                 session.wait(_TIMEOUT)
                 found["whole_scan"] = round(time.perf_counter() - begin, 3)
         finally:
@@ -80,14 +80,14 @@ def _look(session: Session, state: Any, index: int) -> float:
     def heard(_: Any) -> None:
         arrived.append(time.perf_counter())
 
-    session.uncertainty_changed.connect(heard)
+    session.proposals.uncertainty_changed.connect(heard)
     begin = time.perf_counter()
-    session.propose()
+    session.proposals.begin()
     while not arrived:
         session.poll()
         time.sleep(0.002)
-    session.uncertainty_changed.disconnect(heard)
-    session.cancel_proposal()
+    session.proposals.uncertainty_changed.disconnect(heard)
+    session.proposals.cancel()
     return round(arrived[0] - begin, 3)
 
 

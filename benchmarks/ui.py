@@ -56,7 +56,7 @@ def _window(with_dock: bool) -> tuple[Any, Any, Any]:
 def _train_and_propose(session: Any) -> None:
     """Fine-tune for as long as it takes, and propose once there is a model."""
     session.accept_slices(session.active)
-    session.fine_tune(3600)
+    session.learning.begin(3600)
 
 
 def load() -> None:
@@ -70,7 +70,7 @@ def load() -> None:
     session.start()
     session.add_scan(scan, truth)
     _train_and_propose(session)
-    while session.training.last is None:
+    while session.learning.run.last is None:
         session.poll()
         time.sleep(0.05)
     sys.stdout.write("ready\n")
@@ -90,7 +90,7 @@ def paint(with_dock: bool, seconds: float) -> dict[str, float]:
     helper = None
     if dock is not None:
         _train_and_propose(dock.session)
-        while dock.session.training.last is None:
+        while dock.session.learning.run.last is None:
             QTest.qWait(50)
     else:
         helper = subprocess.Popen(

@@ -40,11 +40,11 @@ def test_corrections_of_some_slices_improve_the_others(session: Session) -> None
     view[corrected] = truth[corrected]
     session.record_edit(state, view, slice(None))
     session.accept_slices(state, corrected.tolist())
-    session.fine_tune(steps=60)
+    session.learning.begin(steps=60)
     session.wait(timeout=240)
-    assert session.verdict is not None
-    session.use_new_model()
-    session.propose()
+    assert session.learning.verdict is not None
+    session.learning.use_new()
+    session.proposals.begin()
     session.wait(timeout=120)
     others = [int(i) for i in shown if i not in set(corrected)]
     labels = state.annotation.labels

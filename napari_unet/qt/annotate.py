@@ -186,8 +186,8 @@ class AnnotateWidget(QWidget):
     def _warm_up(self) -> None:
         if not self._closed:
             self.session.start()
-            if self.session.model is None:
-                self._guard(lambda: self.session.begin_anew(find_model(None)))()
+            if self.session.models.in_use is None:
+                self._guard(lambda: self.session.models.begin_anew(find_model(None)))()
 
     def _wake(self) -> None:
         bridge = getattr(self, "_bridge", None)
@@ -207,7 +207,7 @@ class AnnotateWidget(QWidget):
     def _list_actions(self) -> None:
         """Say what can be done by keys and commands, and bind the keys."""
         add, session, correct = self.actions.add, self.session, self.correct
-        add("propose", "Propose", "P", session.propose, "Let the model mask the scan.")
+        add("propose", "Propose", "P", session.proposals.begin, "Let the model mask the scan.")
         add("fine_tune", "Fine-tune", "F", self.improve.start, "Learn from everything accepted and painted so far.")
         add("accept_slice", "Accept slice", "Enter", self._enter, "End a polygon; else accept the slice, or open it.")
         add("accept_scan", "Accept scan", "", correct.accept_all, "Accept all slices as they stand.")

@@ -49,8 +49,8 @@ class Overlays:
         # Those of a dock that was closed: nobody keeps them any more.
         for layer in [each for each in viewer.layers if OVERLAY_KEY in each.metadata]:
             viewer.layers.remove(layer)
-        session.uncertainty_changed.connect(self._show_uncertainty)
-        session.clean_up_changed.connect(self._show_preview)
+        session.proposals.uncertainty_changed.connect(self._show_uncertainty)
+        session.clean_up.changed.connect(self._show_preview)
         session.tools.changed.connect(self._show_preview)
         session.comparison.changed.connect(self._show_comparison)
         session.active_changed.connect(self._show_active)
@@ -144,7 +144,7 @@ class Overlays:
         """Show the other labels alone, or one's own again; without a comparison, those from before the proposal."""
         comparison = self._session.comparison
         if comparison.state is None:
-            self._session.compare_with_before()
+            self._session.comparison.with_before()
         if not self._compared:
             return
         own, others = self._own(), self._compared[0]

@@ -79,7 +79,7 @@ class SettingsForm(QDialog):
         self._timer.setSingleShot(True)
         self._timer.timeout.connect(guarded(self._complain, self._look))
         for signal in (
-            *(session.settings_changed, session.model_changed, session.schema_changed),
+            *(session.planning.changed, session.models.changed, session.schema_changed),
             *(session.scan_added, session.scan_removed),
         ):
             signal.connect(self._outdated)
@@ -151,7 +151,7 @@ class SettingsForm(QDialog):
         self._show_rows(settings)
 
     def _show_preset(self, settings: ModelSettings) -> None:
-        made = self._session.model is not None
+        made = self._session.models.in_use is not None
         name = settings.preset if made else self._planning.preset
         self.preset.clear()
         self.preset.addItems(PRESETS if name in PRESETS else [*PRESETS, name])

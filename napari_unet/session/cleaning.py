@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
+from psygnal import Signal
 
 from napari_unet.compute.engine import Engine
 from napari_unet.compute.jobs import clean
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import NapariUnetError, SessionError
-from napari_unet.domain.progress import Notice
 from napari_unet.domain.settings import AfterCareSettings
 from napari_unet.session.proposing import ProposalRun
 from napari_unet.session.state import ScanState
@@ -44,6 +44,8 @@ class CleanUp:
         Carries out a correction of a scan.
     """
 
+    changed = Signal()  # asked for, known, or out of date: read ``preview``
+
     def __init__(self, session: Session, worker: Worker, commit: Callable[[ScanState, Correction], None]) -> None:
         self._session, self._worker, self._commit = session, worker, commit
         self._n_asked = 0
@@ -71,7 +73,7 @@ class CleanUp:
         return self._preview
 
     def look(self, settings: AfterCareSettings) -> None:
-        """Find out what after-care would change in the active scan; ``session.clean_up_changed`` tells when.
+        """Find out what after-care would change in the active scan; :attr:`changed` tells when.
 
         Raises
         ------
@@ -95,11 +97,11 @@ class CleanUp:
             if change is not None:
                 self._preview = state, self._unlocked(change)
             else:
-                self._tell("The labels have changed meanwhile: press Preview again.")
-            self._session.clean_up_changed.emit()
+                self._session.tell("The labels have changed meanwhile: press Preview again.")
+            self.changed.emit()
 
         self._ask(state, settings, show)
-        self._session.clean_up_changed.emit()
+        self.changed.emit()
 
     def apply(self) -> None:
         """Carry out what was previewed, as one step that undo takes back."""
@@ -118,7 +120,7 @@ class CleanUp:
     def dismiss(self) -> None:
         """Forget the preview, and the one that is awaited."""
         self._awaited = self._preview = None
-        self._session.clean_up_changed.emit()
+        self.changed.emit()
 
     def after(self, run: ProposalRun, settings: AfterCareSettings) -> None:
         """Clean up a proposal that is whole, as part of its step."""
@@ -157,7 +159,7 @@ class CleanUp:
 
         def failed(error: NapariUnetError) -> None:
             over()
-            self._tell(str(error))
+            self._session.tell(str(error))
             self.dismiss()
 
         labels = engine.share(key, state.annotation.labels.copy())
@@ -168,14 +170,11 @@ class CleanUp:
     def _version(self, state: ScanState) -> int:
         return self._versions.get(state, 0)
 
-    def _tell(self, message: str) -> None:
-        self._session.notified.emit(Notice(message))
-
     def _changed(self, state: ScanState) -> None:
         self._versions[state] = self._version(state) + 1
         if self._preview is not None and self._preview[0] is state:
             self._preview = None
-            self._session.clean_up_changed.emit()
+            self.changed.emit()
 
 
 def _allowed(state: ScanState, change: SparseChange) -> SparseChange:

@@ -18,11 +18,10 @@ from psygnal import Signal
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.domain.progress import Notice
 from napari_unet.evaluation.metrics import dice, nsd
 from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
-from napari_unet.session.autosave import replayed
 from napari_unet.session.history import Step
+from napari_unet.session.recalling import replayed
 from napari_unet.storage.journal import Journal
 from napari_unet.storage.project_folder import ProjectFolder
 
@@ -158,6 +157,19 @@ class Comparison:
             found[labels == value] = mine
         return found
 
+    def with_before(self) -> None:
+        """Compare with the labels from before the last proposal.
+
+        Raises
+        ------
+        SessionError
+            Nothing was proposed for the active scan.
+        """
+        state = self._session.active
+        if state is None or state.before_proposal is None:
+            raise SessionError("Nothing was proposed for this scan yet: there is no before and after.")
+        self.begin(state, state.before_proposal, "before the proposal")
+
     def begin(self, state: ScanState, others: NDArray, name: str) -> None:
         """Put other labels of a scan, over its spatial axes, beside its own.
 
@@ -237,7 +249,7 @@ class Comparison:
         if theirs:
             refused = self._session.tools.forbidden(before, after)
             if refused.any():
-                self._tell(
+                self._session.tell(
                     f"{int(refused.sum()):,} voxels stay as they are: their class is locked, or not overwritten."
                 )
             places, before, after = places[~refused], before[~refused], after[~refused]
@@ -256,15 +268,14 @@ class Comparison:
             where_to = np.unravel_index(places, annotation.labels.shape)[annotation.slice_axis]
             n = int(annotation.accepted[np.unique(where_to)].sum())
             if n:
-                self._tell(f"{n} accepted slice{'s' if n > 1 else ''} changed with that, and still count as accepted.")
+                self._session.tell(
+                    f"{n} accepted slice{'s' if n > 1 else ''} changed with that, and still count as accepted."
+                )
         step = state.history.next_undo
         if step is not None and step.kind == CONSENSUS:
             self._decided.append((step, places))
         self.changed.emit()
         return len(places)
-
-    def _tell(self, message: str) -> None:
-        self._session.notified.emit(Notice(message))
 
     def _require(self) -> tuple[ScanState, NDArray, str]:
         if self._with is None:

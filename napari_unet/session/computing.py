@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from psygnal import Signal
+
 from napari_unet.compute.engine import Engine
 from napari_unet.session.worker import Worker
 
@@ -57,6 +59,8 @@ class Computing:
         Called once another engine is in place.
     """
 
+    changed = Signal()  # where things are computed, or what is known of it
+
     def __init__(self, worker: Worker, require_rest: Callable[[], None], moved: Callable[[], None]) -> None:
         self._worker, self._require_rest, self._moved = worker, require_rest, moved
         self._told = self.in_words
@@ -76,10 +80,13 @@ class Computing:
             return f"Connecting to {engine.address}..." if engine.cluster is None else engine.cluster.in_words()
         return _UNKNOWN if compute is None else compute.reason
 
-    def has_changed(self) -> bool:
-        """Return whether there is something else to be said than when this was last asked."""
+    def poll(self) -> None:
+        """Tell where there is something else to be said than when this was last called."""
         before, self._told = self._told, self.in_words
-        return self._told != before
+        if self._told != before:
+            if self._worker.engine.state == "away":
+                self._worker.forget_compute()
+            self.changed.emit()
 
     def use(self, address: str | None, *, insecure: bool = False) -> None:
         """Compute there from now on; work and edits stay as they are.

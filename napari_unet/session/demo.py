@@ -59,7 +59,7 @@ def run_demo(out: Path, say: Callable[[str], Any], budget_seconds: float = 45.0,
     started = time.monotonic()
     _, _, schema = ct_phantom(_FIRST, "thick")
     session = Session(Engine(), out / "project", schema)
-    session.begin_anew(find_model(None))
+    session.models.begin_anew(find_model(None))
     errors: list[str] = []
     session.notified.connect(lambda notice: errors.append(notice.message))
     session.start()
@@ -110,18 +110,18 @@ def _correct(session: Session, patient: _Patient) -> str:
 
 
 def _fine_tune(session: Session, budget_seconds: float, steps: int | None, errors: list[str]) -> list[float]:
-    session.fine_tune(budget_seconds, steps)
-    run = session.training
+    session.learning.begin(budget_seconds, steps)
+    run = session.learning.run
     session.wait()
-    if session.verdict is None or run is None:
+    if session.learning.verdict is None or run is None:
         raise EngineError(errors[-1] if errors else "The fine-tune ended without a result: see the log.")
-    session.use_new_model()
+    session.learning.use_new()
     return run.losses
 
 
 def _propose(session: Session, patient: _Patient) -> NDArray:
     session.activate(patient.state)
-    session.propose()
+    session.proposals.begin()
     session.wait()
     return patient.state.annotation.labels.copy()
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import NapariUnetError, SessionError
-from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import find_sources, read_scan
-from napari_unet.session.autosave import Autosave
+from napari_unet.session.ledger import Ledger
 from napari_unet.session.models import find_model, shipped_models
 from napari_unet.storage.desk import Desk, Place
 
@@ -29,14 +28,14 @@ class ProjectDesk:
     ----------
     session : Session
         Whose scans they are.
-    autosave : Autosave
+    ledger : Ledger
         Of the project.
     """
 
-    def __init__(self, session: Session, autosave: Autosave) -> None:
-        self._session, self._autosave = session, autosave
+    def __init__(self, session: Session, ledger: Ledger) -> None:
+        self._session, self._ledger = session, ledger
         try:
-            self._last, places = autosave.desk()
+            self._last, places = ledger.desk()
         except NapariUnetError:
             # Told when a scan is opened.
             self._last, places = Desk(), []
@@ -67,7 +66,7 @@ class ProjectDesk:
             self.missing = [each for each in self.missing if each.scan != place.scan]
             self._reopen(place)
             if place in self.missing:
-                self._say(f"scan {place.number}: not found where it was. If it has moved, choose Find moved scans.")
+                self._tell_missing(f"scan {place.number}")
                 self._session.project_changed.emit()
 
     def number_of(self, scan: Scan) -> int:
@@ -91,7 +90,7 @@ class ProjectDesk:
         if not self._is_watching:
             return
         session = self._session
-        model = session.model
+        model = session.models.in_use
         desk = Desk(
             # What is missing today may be there tomorrow.
             open=(*(state.scan.fingerprint for state in session.scans), *(place.scan for place in self.missing)),
@@ -104,7 +103,7 @@ class ProjectDesk:
         if desk == self._kept:
             return
         self._kept = desk
-        self._autosave.keep_desk(desk, [self._places[key] for key in desk.open])
+        self._ledger.keep_desk(desk, [self._places[key] for key in desk.open])
 
     def leave(self) -> None:
         """Keep what is open now for the last time: what closes afterwards was open when the work ended."""
@@ -129,8 +128,7 @@ class ProjectDesk:
             self._session.activate(active)
             self._session.go_to(min(last.slices.get(active.scan.fingerprint, 0), active.scan.n_slices - 1))
         if self.missing:
-            names = ", ".join(f"scan {place.number}" for place in self.missing)
-            self._say(f"{names}: not found where it was. If it has moved, choose Find moved scans.")
+            self._tell_missing(", ".join(f"scan {place.number}" for place in self.missing))
 
     def find_moved(self, folder: Path) -> Iterator[None]:
         """Look for the missing scans among the files of a folder, by the hash of their voxels, and open them.
@@ -169,16 +167,16 @@ class ProjectDesk:
             self.missing.append(place)
             return
         except NapariUnetError as error:
-            self._say(f"scan {place.number}: {error}")
+            self._session.tell(f"scan {place.number}: {error}")
             return
         if scan.fingerprint != place.scan:
-            self._say(
+            self._session.tell(
                 f"scan {place.number}: its file has changed since it was labelled, so it was not opened and its labels "
                 "were left alone. Open the file yourself to label it as another scan."
             )
 
     def _take_model(self, last: Desk) -> None:
-        if last.model is None or last.model_name is None or self._session.model is not None:
+        if last.model is None or last.model_name is None or self._session.models.in_use is not None:
             return
         try:
             found = self._named(last.model_name)
@@ -186,17 +184,17 @@ class ProjectDesk:
             found = None
         if found is not None and found.id == last.model:
             # As the classes stand, they were this model's.
-            self._session.use_model(found, learnt_here=True)
+            self._session.models.use(found, learnt_here=True)
         else:
-            self._say(f"The model in use last time ({last.model_name}) is not there any more: choose one.")
+            self._session.tell(f"The model in use last time ({last.model_name}) is not there any more: choose one.")
 
     def _named(self, name: str) -> Checkpoint | None:
-        if name in self._session.kept_models():
+        if name in self._session.models.kept():
             return self._session.project.read_model(name)
         return find_model(name) if name in shipped_models() else None
 
-    def _say(self, message: str) -> None:
-        self._session.notified.emit(Notice(message))
+    def _tell_missing(self, names: str) -> None:
+        self._session.tell(f"{names}: not found where it was. If it has moved, choose Find moved scans.")
 
 
 def _read(path: Path, choices: dict) -> Scan | None:

@@ -87,14 +87,14 @@ class Journaling:
             self._begin()
             self._changed.notify_all()
 
-    @property
-    def seq(self) -> int:
-        """The number of the last event that is on the disk since this program writes; 0 before."""
-        with self._changed:
-            return self._seq
-
     def settle(self) -> int:
-        """Wait a little until what was put is on the disk; return :attr:`seq`."""
+        """Wait a little until what was put is on the disk.
+
+        Returns
+        -------
+        int
+            The number of the last event that is on the disk since this program writes; 0 before.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not (self._waiting or self._desk) or self._refusing, _SETTLE_SECONDS)
             return self._seq

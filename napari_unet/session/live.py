@@ -19,7 +19,6 @@ from napari_unet.domain.annotation import Correction
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import NapariUnetError
-from napari_unet.domain.progress import Notice
 from napari_unet.domain.proposal import Proposal
 from napari_unet.inference.live import Painted, Refitted
 from napari_unet.session.history import Step
@@ -84,8 +83,8 @@ class LiveRefit:
         self._stroke: tuple[int, int] | None = None
         self._moved = False
         session.labels_changed.connect(self._labels_changed)
-        session.proposal_changed.connect(self._ask)
-        for signal in (session.active_changed, session.model_changed, session.schema_changed):
+        session.proposals.changed.connect(self._ask)
+        for signal in (session.active_changed, session.models.changed, session.schema_changed):
             signal.connect(self.look_again)
 
     @property
@@ -106,7 +105,7 @@ class LiveRefit:
     def look_again(self) -> None:
         """See whether another slice, scan or model is there: then drop what was asked, and make ready for a stroke."""
         session = self._session
-        looked_at = (self._on, session.active, session.visible_slice, session.model, session.schema)
+        looked_at = (self._on, session.active, session.visible_slice, session.models.in_use, session.schema)
         if looked_at != self._looked_at:
             self._looked_at = looked_at
             self._version += 1
@@ -153,9 +152,9 @@ class LiveRefit:
             return
         if self._stroke is None and not self._moved:
             return
-        if session.proposal is not None and not session.proposal.is_over:
+        if not session.proposals.is_over:
             return
-        self._asked = _Asked(state, session.visible_slice, session.model, self._version)
+        self._asked = _Asked(state, session.visible_slice, session.models.in_use, self._version)
         self._worker.when_resolved(partial(self._submit, self._asked), partial(self._fail, self._asked))
 
     def _submit(self, asked: _Asked, compute: ResolvedCompute) -> None:
@@ -214,11 +213,11 @@ class LiveRefit:
             and asked.version == self._version
             and asked.state is session.active
             and asked.index == session.visible_slice
-            and asked.model is session.model
+            and asked.model is session.models.in_use
         )
 
     def _fail(self, asked: _Asked, error: NapariUnetError) -> None:
         if asked is self._asked:
             self._asked = self._stroke = None
             self._moved = False
-            self._session.notified.emit(Notice(str(error)))
+            self._session.tell(str(error))

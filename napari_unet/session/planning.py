@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from psygnal import Signal
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import NapariUnetError, SessionError, SettingsError
@@ -84,10 +85,12 @@ class Planning:
     Parameters
     ----------
     session : Session
-        Whose scans, classes and model are planned for; its ``settings_changed`` tells of changes made here.
+        Whose scans, classes and model are planned for.
     worker : Worker
         Knows the device, once it has been found out; until then plans are made for a CPU.
     """
+
+    changed = Signal()  # preset, time, device or something set by hand
 
     def __init__(self, session: Session, worker: Worker) -> None:
         self._session, self._worker = session, worker
@@ -147,7 +150,7 @@ class Planning:
         settings = self.settings()
         if not self._session.scans:
             return ["Open a scan to see what would be learnt from it."]
-        model, body = self._session.model, self._session.body
+        model, body = self._session.models.in_use, self._session.models.body
         begun = []
         if model is None and body is not None:
             begun = [begins_with(body) if self.body() is not None else begins_anew(body)]
@@ -164,8 +167,8 @@ class Planning:
         A recipe or a network of one's own begins at random, and so does what the body does not help
         (:func:`~napari_unet.session.models.helps`). Raises as :meth:`settings` does.
         """
-        body = self._session.body
-        if body is None or self._session.model is not None or self.preset != _BEGUN_WITH:
+        body = self._session.models.body
+        if body is None or self._session.models.in_use is not None or self.preset != _BEGUN_WITH:
             return None
         return body if helps(body, self.settings()) else None
 
@@ -173,7 +176,7 @@ class Planning:
         """Return why a setting cannot be changed now, to follow its name; None where it can."""
         if key in _FOLLOWING:
             return _FOLLOWING[key]
-        if self._session.model is not None and key.startswith(_MADE_WITH_THE_MODEL):
+        if self._session.models.in_use is not None and key.startswith(_MADE_WITH_THE_MODEL):
             return "was set when the model was made; choose a new model to change it"
         return None
 
@@ -209,7 +212,7 @@ class Planning:
             self.overrides.pop(key, None)
         else:
             self.overrides[key] = wished
-        self._session.settings_changed.emit()
+        self.changed.emit()
 
     def clear(self, key: str | None = None) -> None:
         """Go back to the plan, for one setting or for all."""
@@ -217,7 +220,7 @@ class Planning:
             self.overrides.clear()
         else:
             self.overrides.pop(key, None)
-        self._session.settings_changed.emit()
+        self.changed.emit()
 
     def set_preset(self, name: str) -> None:
         """Choose the recipe that plans start from, and with it the time that it is made for.
@@ -229,7 +232,7 @@ class Planning:
         """
         self._budget_seconds = _budget_of(name)
         self.preset = name
-        self._session.settings_changed.emit()
+        self.changed.emit()
 
     def set_budget(self, seconds: float) -> None:
         """Say how long a fine-tune may take.
@@ -243,7 +246,7 @@ class Planning:
             raise SettingsError(f"A fine-tune needs more than {seconds:g} s.")
         if seconds != self._budget_seconds:
             self._budget_seconds = float(seconds)
-            self._session.settings_changed.emit()
+            self.changed.emit()
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
@@ -252,9 +255,9 @@ class Planning:
 
     def _settings(self, overrides: Mapping[str, Any]) -> ModelSettings:
         session = self._session
-        if session.model is None:
+        if session.models.in_use is None:
             return self._plan(overrides)
-        card, n_classes = session.model.card, len(session.schema.classes)
+        card, n_classes = session.models.in_use.card, len(session.schema.classes)
         # The model's own training ended where it ended; this is a new one, with other patches.
         values: dict[str, Any] = {
             _BUDGET: self.budget_seconds,
@@ -279,8 +282,8 @@ class Planning:
             "overrides": overrides,
             "device": device,
         }
-        if self._session.body is not None and self.preset == _BEGUN_WITH:
-            body = self._session.body
+        body = self._session.models.body
+        if body is not None and self.preset == _BEGUN_WITH:
             settings = plan_upon(body.card.settings, *scans, **wishes)
             if helps(body, settings):
                 return settings

@@ -9,6 +9,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from psygnal import Signal
+
 from napari_unet.domain.checkpoint import ModelCard
 from napari_unet.domain.errors import ExportError, NapariUnetError, SessionError
 from napari_unet.storage.audit import AuditCard
@@ -34,6 +36,8 @@ class Reporting:
     wake : callable
         Called on the writing thread once it has something to say, so that :meth:`poll` is.
     """
+
+    changed = Signal()  # a report was begun or is there: read ``is_writing``
 
     def __init__(self, session: Session, wake: Callable[[], None]) -> None:
         self._session, self._wake = session, wake
@@ -73,14 +77,15 @@ class Reporting:
 
         self._thread = threading.Thread(target=run, name="napari-unet-report", daemon=True)
         self._thread.start()
-        self._session.report_changed.emit()
+        self.changed.emit()
 
-    def poll(self) -> Path | NapariUnetError | None:
-        """Return the page that was written, or what went wrong; None where nothing is new."""
-        if self._done.empty():
-            return None
-        self.close()
-        return self._done.get()
+    def poll(self) -> None:
+        """Say which page was written, or what went wrong, where that is new."""
+        if not self._done.empty():
+            self.close()
+            done = self._done.get()
+            self._session.tell(str(done) if isinstance(done, NapariUnetError) else f"The report was written to {done}.")
+            self.changed.emit()
 
     def close(self) -> None:
         """Wait for a report under way."""
@@ -102,10 +107,10 @@ def gathered(session: Session) -> SessionResult:
     from napari_unet.evaluation import session_report as parts
     from napari_unet.evaluation.trust import CorrectedScan
 
-    found = [(place, card) for place, card in session.audits() if card is not None]
+    found = [(place, card) for place, card in session.audits.all() if card is not None]
     if not found:
         raise SessionError("Nothing was done in this project yet, so there is nothing to report.")
-    names, cards = session.model_names(), session.project.cards()
+    names, cards = session.audits.model_names(), session.project.cards()
     corrected = tuple(
         CorrectedScan(
             f"scan {place.number}", names.get(card.proposed_by or "", "a model"), card.dice_of_proposal, _share(card)
@@ -124,7 +129,7 @@ def gathered(session: Session) -> SessionResult:
         )
         for place, card in found
     )
-    training = session.training
+    run = session.learning.run
     return parts.SessionResult(
         f"Project {session.project.path.name}",
         (f"{len(found)} scans, {len(cards)} models, read by {', '.join(_readers(found))}.",),
@@ -137,9 +142,9 @@ def gathered(session: Session) -> SessionResult:
         ),
         corrected=corrected,
         history=_history(session, cards),
-        losses=() if training is None else tuple(enumerate(training.losses, 1)),
+        losses=() if run is None else tuple(enumerate(run.losses, 1)),
         updates=tuple(_updates(session, cards)),
-        model=None if session.model is None else session.model.card,
+        model=None if session.models.in_use is None else session.models.in_use.card,
         audits=audits,
     )
 
@@ -174,7 +179,7 @@ def _updates(session: Session, cards: dict[str, ModelCard]) -> list[Update]:
     """Return what became of the model in use, against the one that it grew from."""
     from napari_unet.evaluation.session_report import Update
 
-    model, names = session.model, session.model_names()
+    model, names = session.models.in_use, session.audits.model_names()
     old = None if model is None else cards.get(names.get(model.card.parent or "", ""))
     if model is None or old is None:
         return []

@@ -11,7 +11,7 @@ import numpy as np
 
 from napari_unet.domain.annotation import Annotation, Correction
 from napari_unet.domain.errors import SessionError
-from napari_unet.session.autosave import Autosave
+from napari_unet.session.ledger import Ledger
 
 if TYPE_CHECKING:
     from napari_unet.session.state import ScanState
@@ -50,13 +50,14 @@ class Timeline:
 
     Parameters
     ----------
-    autosave : Autosave
+    ledger : Ledger
+        Of the project.
     commit : callable
         Carries out a correction of a scan as a step that can be undone.
     """
 
-    def __init__(self, autosave: Autosave, commit: Callable[[ScanState, Correction], None]) -> None:
-        self._autosave, self._commit = autosave, commit
+    def __init__(self, ledger: Ledger, commit: Callable[[ScanState, Correction], None]) -> None:
+        self._ledger, self._commit = ledger, commit
 
     def moments(self, state: ScanState) -> list[Moment]:
         """Return everything that was done to a scan, the first of it first.
@@ -66,7 +67,7 @@ class Timeline:
         ProjectError
             The journal is damaged.
         """
-        journal = self._autosave.journal()
+        journal = self._ledger.journal()
         if journal is None:
             return []
         with closing(journal):
@@ -86,7 +87,7 @@ class Timeline:
         ProjectError
             It is damaged.
         """
-        journal = self._autosave.journal()
+        journal = self._ledger.journal()
         if journal is None:
             raise SessionError("Nothing was saved of this scan yet.")
         now = state.annotation

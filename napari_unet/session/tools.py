@@ -15,7 +15,6 @@ from napari_unet.compute.engine import Engine
 from napari_unet.compute.jobs import edit
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import NapariUnetError, SessionError
-from napari_unet.domain.progress import Notice
 from napari_unet.editing.brushes import smart_stroke, stroke_mask
 from napari_unet.editing.intensities import typical_range
 from napari_unet.editing.pieces import piece_at
@@ -279,7 +278,9 @@ class Tools:
         self._put(state, change, kind)
         left = len(places) - len(change)
         if left:
-            self._tell(f"{left:,} voxels of that piece stay as they are: they are on accepted slices, not on screen.")
+            self._session.tell(
+                f"{left:,} voxels of that piece stay as they are: they are on accepted slices, not on screen."
+            )
         return len(change)
 
     def _on_screen_or_open(self, state: ScanState, change: SparseChange) -> SparseChange:
@@ -326,12 +327,12 @@ class Tools:
             if state.version == version:
                 self._preview = _Preview(state, version, _open_only(state, change), kind)
             else:
-                self._tell("The labels have changed meanwhile: press Preview again.")
+                self._session.tell("The labels have changed meanwhile: press Preview again.")
             self.changed.emit()
 
         def failed(error: NapariUnetError) -> None:
             if over():
-                self._tell(str(error))
+                self._session.tell(str(error))
                 self.changed.emit()
 
         engine.submit(
@@ -355,9 +356,6 @@ class Tools:
     def _outdate(self, state: ScanState) -> None:
         if self._preview is not None and self._preview.state is state and self._preview.version != state.version:
             self.dismiss()
-
-    def _tell(self, message: str) -> None:
-        self._session.notified.emit(Notice(message))
 
 
 def _in_words(name: str) -> str:

@@ -53,9 +53,9 @@ def test_a_cluster_is_tried_used_and_left(desk: Desk, cluster) -> None:
     assert not dialog.isVisible()
     desk.until(lambda: "1 worker, no GPU" in where.text(), 60)
     desk.open(make_scan((6, 40, 48)))
-    desk.session.use_model(find_task_model("nuclei-fluorescence"))
+    desk.session.models.use(find_task_model("nuclei-fluorescence"))
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal is not None and desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run is not None and desk.session.proposals.run.is_over, 90)
     assert desk.layer.data.any()
     cluster.stop(cluster.scheduler)
     desk.until(lambda: "does not answer" in where.text(), 60)
@@ -68,7 +68,7 @@ def test_a_cluster_is_tried_used_and_left(desk: Desk, cluster) -> None:
     desk.push(dialog.use)
     desk.until(lambda: "on the CPU" in where.text(), 60)
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
 
 
 def test_a_whole_folder(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +83,11 @@ def test_a_whole_folder(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     panel = desk.widget.finish
     desk.push(panel.folder)
     assert "no model" in desk.said
-    desk.session.use_model(find_task_model("nuclei-fluorescence"))
+    desk.session.models.use(find_task_model("nuclei-fluorescence"))
     desk.push(panel.folder)
     assert panel.bar.isVisible()
     assert not panel.folder.isEnabled()
-    desk.until(lambda: desk.session.folder.is_over, 90)
+    desk.until(lambda: desk.session.folder.run.is_over, 90)
     desk.spin()
     assert panel.told.text() == f"All 4 scans: 3 masked, 1 failed (the reasons are in {TABLE})."
     assert not panel.bar.isVisible()

@@ -37,7 +37,7 @@ def improve(desk: Desk, seconds: int) -> None:
     """Press Fine-tune, wait for the verdict, press Use."""
     desk.widget.improve.seconds.value = seconds
     desk.push(desk.widget.improve.button)
-    desk.until(lambda: desk.session.verdict is not None, 150)
+    desk.until(lambda: desk.session.learning.verdict is not None, 150)
     assert desk.widget.improve.verdict.isVisible()
     desk.push(desk.widget.improve.use)
 
@@ -45,7 +45,7 @@ def improve(desk: Desk, seconds: int) -> None:
 def propose(desk: Desk) -> np.ndarray:
     """Press Propose and return the labels once all slabs are there."""
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal.is_over, 120)
+    desk.until(lambda: desk.session.proposals.run.is_over, 120)
     return desk.session.active.annotation.labels.copy()
 
 

@@ -26,23 +26,23 @@ def test_a_new_model_begins_with_the_starter_unless_told_otherwise(desk: Desk) -
     desk.until(lambda: box.currentText() == NEW, 10)
     body = find_model(STARTER)
     assert body is not None
-    assert desk.session.body.id == body.id
+    assert desk.session.models.body.id == body.id
     desk.open(make_scan((40, 48), slice_axis=None))
-    assert any("with the weights called starter" in line for line in desk.session.plan_in_words())
+    assert any("with the weights called starter" in line for line in desk.session.planning.in_words())
     choose(desk, FROM_SCRATCH)
     assert box.currentText() == FROM_SCRATCH
-    assert desk.session.body is None
-    assert not any("with the weights called starter" in line for line in desk.session.plan_in_words())
+    assert desk.session.models.body is None
+    assert not any("with the weights called starter" in line for line in desk.session.planning.in_words())
 
 
 def test_a_model_that_comes_with_the_program_proposes_at_once(desk: Desk) -> None:
     desk.open(make_scan((6, 40, 48)))
     choose(desk, "nuclei")
-    assert desk.session.model.card.name == "nuclei-fluorescence"
+    assert desk.session.models.in_use.card.name == "nuclei-fluorescence"
     assert [each.name for each in desk.session.schema.classes] == ["nucleus"]
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal is not None and desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run is not None and desk.session.proposals.run.is_over, 90)
     assert desk.said == ""
     assert desk.layer.data.any(), "a bright ball is not unlike a nucleus"
     choose(desk, NEW)
-    assert desk.session.model is None
+    assert desk.session.models.in_use is None

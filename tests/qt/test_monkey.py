@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QApplication
 from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.editing.tools import TOOLS
-from napari_unet.session.autosave import replayed
+from napari_unet.session.recalling import replayed
 from napari_unet.session.state import Flag
 from napari_unet.storage.verify import verify
 from tests.qt.conftest import make_scan
@@ -141,7 +141,7 @@ class Monkey:
 def disagreements(desk):
     """Where what is shown, what the session says and what the journal makes are not the same labels."""
     found = []
-    with closing(desk.session._autosave.journal()) as journal:
+    with closing(desk.session.ledger.journal()) as journal:
         for number, state in enumerate(desk.session.scans):
             mine, layer = state.annotation, desk.widget.binder.labels_layer(state)
             known = journal.scan(state.scan.fingerprint)

@@ -25,11 +25,11 @@ def names(desk: Desk) -> list[str]:
 
 
 def test_uncertainty_is_there_hidden_and_the_brush_stays_in_the_hand(desk: Desk, checkpoint: Checkpoint) -> None:  # noqa: F811
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
     desk.push(desk.widget.correct.tools["erase"])
     desk.key(Qt.Key.Key_P)
-    desk.until(lambda: desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
     desk.spin()
     state = desk.session.active
     layer = desk.widget.overlays.uncertainty_layer(state)
@@ -45,7 +45,7 @@ def test_uncertainty_is_there_hidden_and_the_brush_stays_in_the_hand(desk: Desk,
     # Made visible it follows the next proposal, and goes with its scan.
     layer.visible = True
     desk.key(Qt.Key.Key_P)
-    desk.until(lambda: desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
     desk.open(make_scan(BIG))
     assert not layer.visible
     desk.session.remove_scan(state)
@@ -54,11 +54,11 @@ def test_uncertainty_is_there_hidden_and_the_brush_stays_in_the_hand(desk: Desk,
 
 @pytest.mark.slow
 def test_it_may_be_deleted_and_comes_back_with_the_next_proposal(desk: Desk, checkpoint: Checkpoint) -> None:  # noqa: F811
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan())
     for _ in range(2):
         desk.key(Qt.Key.Key_P)
-        desk.until(lambda: desk.session.proposal.is_over, 90)
+        desk.until(lambda: desk.session.proposals.run.is_over, 90)
         desk.spin()
         assert names(desk)[-1] == "scan 1 uncertainty"
         desk.viewer.layers.remove("scan 1 uncertainty")
@@ -106,13 +106,13 @@ def test_a_clean_up_is_seen_before_it_is_done(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_proposal_can_be_taken_back_with_one_press(desk: Desk, checkpoint: Checkpoint) -> None:  # noqa: F811
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan((64, 96, 96)))
     annotation = desk.session.active.annotation
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: annotation.labels.any() or desk.session.proposal.is_over, 60)
+    desk.until(lambda: annotation.labels.any() or desk.session.proposals.run.is_over, 60)
     desk.push(desk.widget.propose.take_back)
-    assert desk.session.proposal.is_over
+    assert desk.session.proposals.run.is_over
     assert not annotation.labels.any()
     assert not desk.layer.data.any()
     assert not desk.widget.propose.bar.isVisible()
@@ -123,7 +123,7 @@ def test_the_slice_on_screen_comes_first_in_a_long_scan(
     desk: Desk, record_property: Callable[[str, object], None]
 ) -> None:
     """From the click to the mask of the slice that is looked at; the figures stand in benchmarks/README.md."""
-    desk.session.use_model(find_task_model("hippocampus-mr"))
+    desk.session.models.use(find_task_model("hippocampus-mr"))
     rng = np.random.default_rng(0)
     data = rng.integers(0, 400, (300, 512, 512), dtype=np.int16)
     desk.open(Scan(data, "zyx", Geometry((1.0, 1.0, 1.0)), slice_axis=0))
@@ -135,7 +135,7 @@ def test_the_slice_on_screen_comes_first_in_a_long_scan(
         if each.uncertainty.any():
             changed.append((time.perf_counter(), bool(each.uncertainty[desk.session.visible_slice].any())))
 
-    desk.session.uncertainty_changed.connect(heard)
+    desk.session.proposals.uncertainty_changed.connect(heard)
     for index in (20, 150, 280, 75):
         desk.viewer.dims.set_point(0, float(index))
         desk.settle()

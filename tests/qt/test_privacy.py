@@ -68,11 +68,11 @@ def test_nothing_tells_who_the_patient_is(desk: Desk, tmp_path: Path) -> None:
     desk.layer.brush_size = 6
     desk.drag((2, 12, 12), (2, 20, 20))
     session.accept_slices(session.active, [2])
-    session.fine_tune(steps=3)
-    desk.until(lambda: session.verdict is not None, 120)
-    session.use_new_model()
-    session.propose()
-    desk.until(lambda: session.proposal.is_over, 120)
+    session.learning.begin(steps=3)
+    desk.until(lambda: session.learning.verdict is not None, 120)
+    session.learning.use_new()
+    session.proposals.begin()
+    desk.until(lambda: session.proposals.run.is_over, 120)
     # An error that names the file, on its way to the log.
     desk.widget.open_path(folder / "missing.dcm")
     logging.getLogger("napari_unet.test").error("an error", exc_info=OSError(str(folder)))

@@ -95,17 +95,17 @@ def test_models_on_disk_are_listed_and_deleted(desk, volume, trained):  # noqa: 
     desk.open(read_scan(volume))
     for _ in range(2):
         desk.session.project.write_model(trained)
-    desk.session.use_kept_model("v2")
+    desk.session.models.use_kept("v2")
     desk.widget.project.open_models()
     dialog = desk.widget.project.models
     assert [dialog.table.item(row, 0).text() for row in range(2)] == ["v2, in use", "v1"]
     dialog.table.selectRow(1)
     dialog.remove_chosen()
-    assert desk.session.kept_models() == ["v2"]
+    assert desk.session.models.kept() == ["v2"]
     dialog.table.selectRow(0)
     desk.widget._guard(dialog.remove_chosen)()
     assert "in use" in desk.said
-    assert desk.session.kept_models() == ["v2"]
+    assert desk.session.models.kept() == ["v2"]
     dialog.close()
 
 

@@ -18,7 +18,7 @@ def proposed(desk, state, where):
     state.before_proposal = state.annotation.labels.copy()
     after = painted(state, where, 1)
     change = SparseChange.between(state.annotation.labels, after)
-    desk.session._commit(state, Correction("proposal", change, proposal="a" * 32), "session")
+    desk.session._take(state, Correction("proposal", change, proposal="a" * 32))
 
 
 def test_next_accept_next_with_the_keyboard_alone(desk):

@@ -76,7 +76,7 @@ def test_what_is_changed_by_hand_is_bold_and_trained_with(desk: Desk) -> None:
     session = desk.session
     session.record_edit(session.active, (scan.data > 50).astype(np.uint8), slice(None))
     session.accept_slices(session.active, range(4))
-    planned = session.planned_settings()
+    planned = session.planning.settings()
     form = open_form(desk)
     desk.until(lambda: form.tabs.isEnabled())
     assert "6 x 48 x 48 voxels" in form.words.text()
@@ -87,7 +87,7 @@ def test_what_is_changed_by_hand_is_bold_and_trained_with(desk: Desk) -> None:
     write(desk, row, "5")
     assert "training.learning_rate cannot be 5" in row.message.text()
     assert row.message.isVisible()
-    assert session.planned_settings() == planned, "what is wrong never gets there"
+    assert session.planning.settings() == planned, "what is wrong never gets there"
     click(desk, row.reset)
     assert not row.message.isVisible()
     assert float(row.editor.text()) == planned.training.learning_rate
@@ -101,8 +101,8 @@ def test_what_is_changed_by_hand_is_bold_and_trained_with(desk: Desk) -> None:
     assert "network.base_channels</a> = 8" in form.words.text()
 
     desk.push(desk.widget.improve.button)
-    desk.until(lambda: session.verdict is not None, 120)
-    made = session.verdict.checkpoint.card.settings
+    desk.until(lambda: session.learning.verdict is not None, 120)
+    made = session.learning.verdict.checkpoint.card.settings
     assert (made.augmentation.noise, made.training.steps, made.network.base_channels) == (0.3, 3, 8)
     assert made.training.learning_rate == planned.training.learning_rate
 
@@ -116,7 +116,7 @@ def test_what_is_changed_by_hand_is_bold_and_trained_with(desk: Desk) -> None:
     click(desk, form.back)
     desk.settle()
     assert session.planning.overrides == {}
-    assert shown(form, session.planned_settings()) == {}
+    assert shown(form, session.planning.settings()) == {}
     QTest.keyClick(form, Qt.Key.Key_Escape)
     assert not form.isVisible()
 
@@ -145,7 +145,7 @@ def test_the_form_follows_the_window_and_the_window_the_form(desk: Desk) -> None
     while form.preset.currentText() != "thorough":
         QTest.keyClick(form.preset, Qt.Key.Key_Down)
     desk.settle()
-    assert desk.session.planned_settings().preset == "thorough"
+    assert desk.session.planning.settings().preset == "thorough"
     assert desk.widget.improve.seconds.value == desk.session.planning.budget_seconds > 25
 
     # A wheel over a field scrolls the form and changes nothing.
@@ -159,7 +159,7 @@ def test_the_form_follows_the_window_and_the_window_the_form(desk: Desk) -> None
     click(desk, row.editor)
     QTest.keyClick(row.editor, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
     QTest.keyClicks(row.editor, "0.")
-    desk.session.settings_changed.emit()
+    desk.session.planning.changed.emit()
     desk.settle()
     assert row.editor.text() == "0."
     desk.widget.shut_down()

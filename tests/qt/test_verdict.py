@@ -25,8 +25,8 @@ def say(desk: Desk, *cases: tuple[float | None, float | None]) -> list[tuple[str
     """Let a verdict on v8 be spoken; return the buttons from left to right, and whether each is put forward."""
     made = tuple(CaseVerdict(str(i), before, after, i + 1) for i, (before, after) in enumerate(cases))
     names = {str(i): f"scan {i + 1}" for i in range(len(cases))}
-    desk.session.verdict = Verdict(model("v8"), made, names, "v7")
-    desk.session.verdict_changed.emit()
+    desk.session.learning.verdict = Verdict(model("v8"), made, names, "v7")
+    desk.session.learning.verdict_changed.emit()
     desk.spin()
     panel = desk.widget.improve
     buttons = sorted((panel.use, panel.keep), key=lambda each: each.mapToGlobal(each.rect().topLeft()).x())
@@ -38,7 +38,7 @@ def say(desk: Desk, *cases: tuple[float | None, float | None]) -> list[tuple[str
 def test_the_window_puts_forward_what_the_evidence_says(desk: Desk) -> None:
     panel = desk.widget.improve
     assert say(desk, (None, 0.5)) == [("Use v8", True), ("Do not use it", False)]
-    desk.session.use_model(model("v7"))
+    desk.session.models.use(model("v7"))
     assert say(desk, (0.8, 0.9), (0.7, 0.9)) == [("Use v8", True), ("Keep v7", False)]
     assert say(desk, (0.8, 0.8)) == [("Use v8", False), ("Keep v7", False)]
     assert say(desk) == [("Use v8", False), ("Keep v7", False)]
@@ -64,5 +64,5 @@ def test_the_window_puts_forward_what_the_evidence_says(desk: Desk) -> None:
             reached[-1] = reached[-1].nextInFocusChain()
     assert reached[1:] == [cases.table, panel.keep, panel.use]
     desk.push(panel.keep)
-    assert desk.session.verdict is None
+    assert desk.session.learning.verdict is None
     assert not cases.isVisible()

@@ -32,9 +32,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     scan = make_scan((6, 40, 48))
     session.start()
     session.accept_slices(session.add_scan(scan, (scan.data > 50).astype(np.uint8)))
-    session.fine_tune(steps=2)
+    session.learning.begin(steps=2)
     session.wait(120)
-    verdict = session.verdict
+    verdict = session.learning.verdict
     session.close()
     assert verdict is not None
     card = verdict.checkpoint.card
@@ -47,11 +47,11 @@ def train(desk: Desk) -> None:
     desk.session.accept_slices(desk.session.active, [0, 1])
     desk.widget.improve.seconds.value = 600
     desk.push(desk.widget.improve.button)
-    desk.until(lambda: desk.session.training.last is not None, 90)
+    desk.until(lambda: desk.session.learning.run.last is not None, 90)
 
 
 def test_a_stroke_is_never_overwritten_by_slabs(desk: Desk, checkpoint: Checkpoint) -> None:
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
     annotation = desk.session.active.annotation
     desk.layer.brush_size = 5
@@ -64,12 +64,12 @@ def test_a_stroke_is_never_overwritten_by_slabs(desk: Desk, checkpoint: Checkpoi
     desk.until(lambda: bool(desk.widget.session.engine._queue), 60)
     desk.qtbot.wait(300)
     np.testing.assert_array_equal(annotation.labels, under_the_hand)
-    assert desk.session.proposal.progress.fraction == 0
+    assert desk.session.proposals.run.progress.fraction == 0
     desk.move((middle, 60, 70))
     desk.release((middle, 60, 70))
     stroke = annotation.painted.copy()
     assert stroke[middle, 60, 50:71].all()
-    desk.until(lambda: desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
     assert (annotation.labels[stroke] == 2).all()
     assert (annotation.labels[~stroke] != 0).any(), "the rest was proposed"
     np.testing.assert_array_equal(desk.layer.data, annotation.labels)
@@ -81,33 +81,33 @@ def test_a_stroke_is_never_overwritten_by_slabs(desk: Desk, checkpoint: Checkpoi
 
 
 def test_proposing_goes_on_beside_training_and_both_stop(desk: Desk, checkpoint: Checkpoint) -> None:
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
     train(desk)
     assert desk.widget.improve.bar.isVisible()
     assert not desk.widget.improve.button.isEnabled()
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal.is_over, 90)
-    assert not desk.session.training.is_over
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
+    assert not desk.session.learning.run.is_over
     desk.push(desk.widget.propose.button)
-    desk.until(lambda: desk.session.proposal.progress.fraction > 0, 60)
+    desk.until(lambda: desk.session.proposals.run.progress.fraction > 0, 60)
     for bar in (desk.widget.propose.bar, desk.widget.improve.bar):
         assert bar.isVisible()
         desk.push(bar.cancel)
         assert not bar.isVisible()
-    assert desk.session.proposal.is_over
-    assert desk.session.training.is_over
+    assert desk.session.proposals.run.is_over
+    assert desk.session.learning.run.is_over
     desk.until(lambda: not desk.widget.session.engine._jobs, 30)
-    assert desk.session.model is checkpoint
-    assert desk.session.verdict is None
+    assert desk.session.models.in_use is checkpoint
+    assert desk.session.learning.verdict is None
     desk.key(Qt.Key.Key_P)
-    desk.until(lambda: desk.session.proposal.is_over, 90)
+    desk.until(lambda: desk.session.proposals.run.is_over, 90)
     assert desk.said == ""
 
 
 @pytest.mark.slow
 def test_the_dock_may_be_closed_while_it_trains_and_opened_again(desk: Desk, checkpoint: Checkpoint) -> None:
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     scan = make_scan()
     desk.open(scan)
     desk.layer.brush_size = 1
@@ -133,10 +133,10 @@ def test_the_dock_may_be_closed_while_it_trains_and_opened_again(desk: Desk, che
 
 
 def test_the_window_may_be_closed_while_it_trains(desk: Desk, checkpoint: Checkpoint) -> None:
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
     train(desk)
-    desk.session.propose()
+    desk.session.proposals.begin()
     desk.viewer.close()
     QApplication.processEvents()
     assert desk.widget.session.engine.state == "closed"
@@ -144,14 +144,14 @@ def test_the_window_may_be_closed_while_it_trains(desk: Desk, checkpoint: Checkp
 
 @pytest.mark.parametrize("which", [pytest.param("image_layer", marks=pytest.mark.slow), "labels_layer"])
 def test_layers_may_vanish_while_slabs_arrive(desk: Desk, checkpoint: Checkpoint, which: str) -> None:
-    desk.session.use_model(checkpoint)
+    desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
     state = desk.session.active
-    desk.session.propose()
-    desk.until(lambda: desk.session.proposal.progress.fraction > 0, 60)
+    desk.session.proposals.begin()
+    desk.until(lambda: desk.session.proposals.run.progress.fraction > 0, 60)
     desk.canvas.hide()
     desk.viewer.layers.remove(getattr(desk.widget.binder, which)(state))
-    desk.until(lambda: desk.session.proposal.is_over, 60)
+    desk.until(lambda: desk.session.proposals.run.is_over, 60)
     desk.qtbot.wait(300)
     assert desk.session.scans == []
     assert len(desk.viewer.layers) == 0
@@ -168,10 +168,10 @@ viewer = napari.Viewer()
 _, dock = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
 session = dock.session
 session.accept_slices(session.add_scan(make_scan((8, 64, 64))))
-session.fine_tune(600)
+session.learning.begin(600)
 
 def leave():
-    if session.training.last is None:
+    if session.learning.run.last is None:
         QTimer.singleShot(50, leave)
     elif sys.argv[1] == "window":
         viewer.window._qt_window.close()

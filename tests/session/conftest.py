@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ class Heard:
         session.labels_changed.connect(self.changes.append)
         for name in (
             *("scan_added", "scan_removed", "active_changed", "labels_changed", "acceptance_changed", "schema_changed"),
-            *("model_changed", "proposal_changed", "training_changed", "verdict_changed"),
+            *("models.changed", "proposals.changed", "learning.changed", "learning.verdict_changed"),
         ):
-            getattr(session, name).connect(lambda *_, name=name: self.events.append(name))
+            attrgetter(name)(session).connect(lambda *_, name=name: self.events.append(name))
 
     def take(self):
         """Return the names of the events since the last call."""

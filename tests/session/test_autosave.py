@@ -95,7 +95,7 @@ def test_undo_redo_and_proposals_are_saved_too(open_session):
     proposal = Proposal(0, np.ones((8, 5, 6), np.uint8), None, "c", state.scan.fingerprint)
     correction = proposal_correction(state, proposal)
     state.history.extend(session_step, correction)
-    first._take_slab(state, correction, proposal)
+    first.proposals._take_slab(state, correction, proposal)
     first.record_edit(state, painted(state, np.s_[2], 0), slice(None))
     first.undo(state)
     first.close()
@@ -228,7 +228,7 @@ class TestDamage:
         state = session.add_scan(scan_of())
         with full_disk():
             session.record_edit(state, painted(state, np.s_[0], 1), slice(None))
-            until(lambda: session._autosave._unsaved)
+            until(lambda: session._autosave._writer.unsaved(state.scan.fingerprint))
             assert not session.remove_scan(state)
         again = session.add_scan(scan_of())
         assert_same_state(snapshot(again), snapshot(state))

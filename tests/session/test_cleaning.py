@@ -118,11 +118,11 @@ def test_a_preview_goes_with_its_scan_from_the_screen(session):
 
 def test_what_was_taken_back_is_not_cleaned_up(session, trained):
     settings = trained.card.settings.with_values({"after_care.fill_holes": True, "after_care.smooth_mm": 3})
-    session.use_model(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
+    session.models.use(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
     state, _ = open_lesson(session, (8, 24, 24))
     before = snapshot(state)
-    session.propose()
-    poll_until(session, lambda: session.proposal.is_over)
+    session.proposals.begin()
+    poll_until(session, lambda: session.proposals.run.is_over)
     session.undo(state)
     session.clean_up.wait(session.engine, SECONDS)
     assert_same_state(snapshot(state), before)
@@ -131,11 +131,11 @@ def test_what_was_taken_back_is_not_cleaned_up(session, trained):
 
 def test_painting_beside_the_clean_up_of_a_proposal_is_kept(session, trained):
     settings = trained.card.settings.with_values({"after_care.smallest_mm3": 1e6})
-    session.use_model(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
+    session.models.use(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
     state, _ = open_lesson(session, (8, 24, 24))
     before = snapshot(state)
-    session.propose()
-    poll_until(session, lambda: session.proposal.is_over)
+    session.proposals.begin()
+    poll_until(session, lambda: session.proposals.run.is_over)
     view = state.annotation.labels.copy()
     view[2, 20:23, 20:23] = 1
     session.record_edit(state, view, slice(None))
@@ -164,10 +164,10 @@ def test_a_scan_closed_meanwhile_is_left_alone(session):
 
 def test_a_model_that_asks_for_it_has_its_proposals_cleaned_up_in_their_step(session, trained):
     settings = trained.card.settings.with_values({"after_care.smallest_mm3": 1e6})
-    session.use_model(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
+    session.models.use(Checkpoint(trained.weights, trained.card.model_copy(update={"settings": settings})))
     state, _ = open_lesson(session, (8, 24, 24))
     before = snapshot(state)
-    session.propose()
+    session.proposals.begin()
     session.wait(SECONDS)
     poll_until(session, lambda: session.clean_up.is_over)
     # Everything is an island of less than a litre.
@@ -179,57 +179,57 @@ def test_a_model_that_asks_for_it_has_its_proposals_cleaned_up_in_their_step(ses
 class TestStoppingAProposal:
     def arrived(self, session, trained):
         """A proposal of which something has arrived, and the labels before it."""
-        session.use_model(trained)
+        session.models.use(trained)
         state, _ = open_lesson(session, (40, 24, 24))
         before = snapshot(state)
-        session.propose()
+        session.proposals.begin()
         poll_until(session, lambda: state.annotation.labels.any())
         return state, before
 
     def test_it_is_kept(self, session, trained):
         state, _ = self.arrived(session, trained)
-        session.cancel_proposal()
-        assert session.proposal.is_over
+        session.proposals.cancel()
+        assert session.proposals.run.is_over
         assert state.annotation.labels.any()
 
     def test_or_taken_back(self, session, trained):
         state, before = self.arrived(session, trained)
-        session.cancel_proposal(take_back=True)
-        assert session.proposal.is_over
+        session.proposals.cancel(take_back=True)
+        assert session.proposals.run.is_over
         assert_same_state(snapshot(state), before)
         session.wait(SECONDS)
         assert_same_state(snapshot(state), before)
 
     def test_whole_or_not_at_all_where_a_slice_was_reopened_in_between(self, session, trained):
-        session.use_model(trained)
+        session.models.use(trained)
         state, _ = open_lesson(session, (200, 24, 24))
         session.accept_slices(state, [199])
-        session.propose()
+        session.proposals.begin()
         poll_until(session, lambda: state.annotation.labels.any())
         session.accept_slices(state, [199], accepted=False)
-        poll_until(session, lambda: len(session.proposal.steps) > 1)
+        poll_until(session, lambda: len(session.proposals.run.steps) > 1)
         labels = state.annotation.labels.copy()
         with pytest.raises(SessionError, match="worked on the scan since"):
-            session.cancel_proposal(take_back=True)
+            session.proposals.cancel(take_back=True)
         assert np.array_equal(state.annotation.labels, labels)
 
     def test_but_not_under_what_was_done_since(self, session, trained):
         state, _ = self.arrived(session, trained)
         session.accept_slices(state, [0])
         with pytest.raises(SessionError, match="worked on the scan since"):
-            session.cancel_proposal(take_back=True)
-        assert session.proposal.is_over
+            session.proposals.cancel(take_back=True)
+        assert session.proposals.run.is_over
         assert state.annotation.labels.any()
         assert state.annotation.accepted[0]
 
 
 def test_how_unsure_a_proposal_is_comes_with_it(session, trained):
-    session.use_model(trained)
+    session.models.use(trained)
     state, truth = open_lesson(session, (8, 24, 24), 1)
     heard = []
-    session.uncertainty_changed.connect(heard.append)
+    session.proposals.uncertainty_changed.connect(heard.append)
     assert state.uncertainty is None
-    session.propose()
+    session.proposals.begin()
     session.wait(SECONDS)
     assert set(heard) == {state}
     assert (state.uncertainty.shape, state.uncertainty.dtype) == (truth.shape, np.uint8)
@@ -241,9 +241,9 @@ def test_how_unsure_a_proposal_is_comes_with_it(session, trained):
 
 def test_a_scan_of_another_kind_is_proposed_with_one_word_of_warning(session, trained):
     card = trained.card.model_copy(update={"intensities": tuple(5.0 + i for i in trained.card.intensities)})
-    session.use_model(Checkpoint(trained.weights, card))
+    session.models.use(Checkpoint(trained.weights, card))
     open_lesson(session, (8, 24, 24))
     for _ in range(2):
-        session.propose()
+        session.proposals.begin()
         session.wait(SECONDS)
     assert sum("unlike" in notice for notice in session.heard.notices) == 1

@@ -102,14 +102,14 @@ class TestTheSameAsHere:
             session = open_session(f"project {len(found)}", SCHEMA, where)
             session._worker._settings = ALIKE
             state = session.add_scan(scan_and_truth[0])
-            session.use_model(trained)
-            session.propose()
+            session.models.use(trained)
+            session.proposals.begin()
             session.wait(SECONDS)
             proposed = state.annotation.labels.copy()
             session.accept_slices(state, list(range(6)))
-            session.fine_tune(steps=5)
+            session.learning.begin(steps=5)
             session.wait(SECONDS)
-            found.append((proposed, session.verdict.checkpoint))
+            found.append((proposed, session.learning.verdict.checkpoint))
             session.remove_scan(state)
         (here, model_here), (there, model_there) = found
         assert here.any()
@@ -255,12 +255,12 @@ class TestChangingOver:
         session = open_session(schema=SCHEMA, engine=Engine())
         session._worker._settings = ALIKE
         state = session.add_scan(scan_and_truth[0])
-        session.use_model(trained)
+        session.models.use(trained)
         told = []
-        session.compute_changed.connect(lambda: told.append(session.computing.in_words))
+        session.computing.changed.connect(lambda: told.append(session.computing.in_words))
         session.computing.use(cluster.address)
         assert "Connecting" in session.computing.in_words
-        session.propose()
+        session.proposals.begin()
         with pytest.raises(SessionError, match="stop it first"):
             session.computing.use(None)
         session.wait(SECONDS)
@@ -276,11 +276,11 @@ class TestChangingOver:
         session = open_session(schema=SCHEMA, engine=Engine())
         session._worker._settings = ALIKE
         state = session.add_scan(scan_and_truth[0])
-        session.use_model(trained)
+        session.models.use(trained)
         (tmp_path / "cluster").mkdir()
         with running(tmp_path / "cluster", ()) as own:
             session.computing.use(own.address)
-            session.propose()
+            session.proposals.begin()
             session.wait(SECONDS)
             before = state.annotation.labels.copy()
             own.stop(own.scheduler)
@@ -289,7 +289,7 @@ class TestChangingOver:
                 session.poll()
                 time.sleep(0.05)
             session.heard.notices.clear()
-            session.propose()
+            session.proposals.begin()
             session.wait(SECONDS)
             assert any("does not answer" in str(notice) for notice in session.heard.notices)
             np.testing.assert_array_equal(state.annotation.labels, before)
@@ -313,19 +313,19 @@ class TestChangingOver:
 def test_a_folder_from_the_session(computing, trained, tmp_path):
     source = write_scans(tmp_path / "in", 3)
     with pytest.raises(SessionError, match="no model"):
-        computing.mask_folder(source, tmp_path / "out")
-    computing.use_model(trained)
+        computing.folder.begin(source, tmp_path / "out")
+    computing.models.use(trained)
     with pytest.raises(SessionError, match="of their own"):
-        computing.mask_folder(source, source)
-    computing.mask_folder(source, tmp_path / "out")
+        computing.folder.begin(source, source)
+    computing.folder.begin(source, tmp_path / "out")
     with pytest.raises(SessionError, match="is being masked"):
-        computing.mask_folder(source, tmp_path / "out")
+        computing.folder.begin(source, tmp_path / "out")
     computing.wait(SECONDS)
     assert len(masks(tmp_path / "out")) == 3
-    assert computing.folder.progress.fraction == 1
-    computing.mask_folder(source, tmp_path / "out")
-    computing.folder.cancel()
-    assert computing.folder.is_over
+    assert computing.folder.run.progress.fraction == 1
+    computing.folder.begin(source, tmp_path / "out")
+    computing.folder.run.cancel()
+    assert computing.folder.run.is_over
 
 
 @pytest.mark.slow
@@ -355,7 +355,7 @@ def test_ten_thousand_queued_scans_take_no_more_memory_than_a_few(engine, traine
 def test_the_session_closes_while_a_folder_is_masked(open_session, engine, trained, tmp_path):
     source = write_scans(tmp_path / "in", 6)
     session: Session = open_session(schema=SCHEMA, engine=Borrowed(engine))
-    session.use_model(trained)
-    session.mask_folder(source, tmp_path / "out")
+    session.models.use(trained)
+    session.folder.begin(source, tmp_path / "out")
     session.close()
-    assert session.folder.is_over
+    assert session.folder.run.is_over

@@ -9,6 +9,7 @@ import pytest
 from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.session.comparing import CONSENSUS
+from napari_unet.session.exporting import export_mask
 from napari_unet.storage.verify import verify
 from tests.session.conftest import painted, snapshot
 from tests.session.test_autosave import scan_of
@@ -57,7 +58,7 @@ def test_a_consensus_is_a_step_of_its_own_and_can_be_undone(two):
     assert not state.annotation.labels[3, 4:6].any()
     # What was decided is no difference any more, whichever way.
     assert session.comparison.differences().sum() == 20
-    assert session.audit(state).actions[CONSENSUS] == 2
+    assert session.audits.of(state).actions[CONSENSUS] == 2
     session.undo(state)  # keep mine
     assert session.comparison.differences().sum() == 40
     session.redo(state)
@@ -120,7 +121,7 @@ def test_the_other_project_is_left_as_it_is(two):
 
 def test_with_a_mask_in_a_file(two, tmp_path):
     session, state, _ = two
-    session.export_mask(state, tmp_path / "mine.nii.gz")
+    export_mask(session, state, tmp_path / "mine.nii.gz")
     session.record_edit(state, painted(state, np.s_[5], 1), slice(None))
     session.comparison.with_mask(tmp_path / "mine.nii.gz")
     assert session.comparison.agreement()[0].differing == 100

@@ -42,7 +42,7 @@ def reopen(session):
 def test_scans_classes_model_and_position_come_back(open_session, files, trained):
     first = open_session(schema=LabelSchema.of("bright", "other"))
     states = open_all(first, files)
-    first.use_model(first.project.write_model(trained))
+    first.models.use(first.project.write_model(trained))
     first.set_schema(LabelSchema.of("renamed", "other"))
     first.activate(states[1])
     first.show_slice(4)
@@ -62,8 +62,8 @@ def test_scans_classes_model_and_position_come_back(open_session, files, trained
     assert second.active is second.scans[1]
     assert wanted == [4]
     assert second.schema == first.schema
-    assert second.model is not None
-    assert second.model.id == trained.id
+    assert second.models.in_use is not None
+    assert second.models.in_use.id == trained.id
     assert second.desk.waiting == []
 
 
@@ -164,12 +164,12 @@ def test_a_model_that_is_gone_is_said(open_session, files, trained):
     first = open_session()
     open_all(first, files)
     kept = first.project.write_model(trained)
-    first.use_model(kept)
+    first.models.use(kept)
     first.close()
     first.project.model_path(kept.card.name).unlink()
     second = open_session()
     reopen(second)
-    assert second.model is None
+    assert second.models.in_use is None
     assert any("not there any more" in notice for notice in second.heard.notices)
 
 

@@ -178,13 +178,13 @@ def test_what_was_accepted_comes_back_with_its_acceptance_while_a_proposal_goes_
         proposal = slab(state, first, 1, seed)
         correction = proposal_correction(state, proposal)
         step = state.history.extend(step, correction)
-        session._take_slab(state, correction, proposal)
+        session.proposals._take_slab(state, correction, proposal)
     session.accept_slices(state, [2], accepted=False)
     proposal = slab(state, 2, 1, 3)
     correction = proposal_correction(state, proposal)
     again = state.history.extend(step, correction)
     assert again is not step
-    session._take_slab(state, correction, proposal)
+    session.proposals._take_slab(state, correction, proposal)
     assert (state.annotation.labels[2] != truth).any()
     session.undo(state)
     session.undo(state)
@@ -304,7 +304,7 @@ class Replay:
             proposal = slab(state, first, min(n, 4 - first), seed)
             correction = proposal_correction(state, proposal)
             self.proposal = state.history.extend(self.proposal, correction)
-            session._take_slab(state, correction, proposal)
+            session.proposals._take_slab(state, correction, proposal)
             np.testing.assert_array_equal(state.annotation.labels[reviewed], before[reviewed])
             self.machine(correction)
         elif kind == "undo":
@@ -325,7 +325,7 @@ class Replay:
 def test_undo_is_exact_however_strokes_and_slabs_are_mixed(tmp_path_factory, slice_axis, operations):
     session = Session(Engine(), tmp_path_factory.getbasetemp() / "not saved", LabelSchema.of("a", "b"))
     try:
-        session._autosave._only_reads = True  # thousands of small files would only cost time
+        session.ledger._only_reads = True  # thousands of small files would only cost time
         shape = [6, 7]
         shape.insert(slice_axis, 4)
         state = session.add_scan(scan_of(tuple(shape), slice_axis))

@@ -16,6 +16,7 @@ from napari_unet.domain.errors import MaskError, ScanError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import read_scan
+from napari_unet.session.exporting import export_mask, export_masks
 from napari_unet.session.session import Session
 from tests.io import dicom_files
 from tests.io.nifti_files import save_nifti
@@ -40,7 +41,7 @@ def test_the_export_says_who_drew_it(session: Session, series: Path, tmp_path: P
     if by_hand:
         session.record_edit(state, mask, slice(3, 4), "stroke")
     written = tmp_path / "out" / "mask.dcm"
-    session.export_mask(state, written)
+    export_mask(session, state, written)
     segments = pydicom.dcmread(written).SegmentSequence
     assert {segment.SegmentAlgorithmType for segment in segments} == {"MANUAL" if by_hand else "SEMIAUTOMATIC"}
     text = written.with_suffix(".json").read_text()
@@ -56,15 +57,15 @@ def test_the_record_names_the_model_whose_proposal_stands(
     computing: Session, trained: Checkpoint, scan_and_truth: tuple[Scan, np.ndarray], tmp_path: Path
 ) -> None:
     def record() -> Any:
-        computing.export_mask(state, tmp_path / "mask.nii.gz")
+        export_mask(computing, state, tmp_path / "mask.nii.gz")
         return json.loads((tmp_path / "mask.json").read_text())["model"]
 
     state = computing.add_scan(scan_and_truth[0])
-    computing.use_model(trained)
-    computing.propose()
+    computing.models.use(trained)
+    computing.proposals.begin()
     computing.wait(60)
     assert record()["id"] == trained.id
-    computing.use_model(None)
+    computing.models.use(None)
     assert record()["name"] == "v1"
     computing.undo(state)  # the model
     computing.undo(state)  # the proposal
@@ -104,7 +105,7 @@ def test_all_open_scans_at_once_and_no_file_is_replaced(session: Session, tmp_pa
     out = tmp_path / "masks"
     out.mkdir()
     (out / "scan-mask.json").write_text("{}")  # of somebody else's
-    written = session.export_masks(out)
+    written = export_masks(session, out)
     assert [path.name for path in written] == ["scan-mask-2.nii.gz", "scan-mask-3.nii.gz"]
     for value, path in enumerate(written, 1):
         assert (nib.load(path).get_fdata() == value).all()
@@ -118,7 +119,7 @@ def test_a_damaged_journal_does_not_keep_the_mask(session: Session, tmp_path: Pa
     session.close()
     path = session.project.path / "project.db"
     path.write_bytes(b"not a database" * 1000)
-    session.export_mask(state, tmp_path / "mask.nii.gz")
+    export_mask(session, state, tmp_path / "mask.nii.gz")
     assert (nib.load(tmp_path / "mask.nii.gz").get_fdata() == 1).all()
     assert "damaged" in session.heard.notices[-1]
     assert "audit" not in json.loads((tmp_path / "mask.json").read_text())
@@ -130,7 +131,7 @@ def test_a_mask_can_be_loaded_again(session: Session, tmp_path: Path) -> None:
     view = np.zeros_like(state.annotation.labels)
     view[1:4, 2:5, 2:5] = 2
     session.record_edit(state, view, slice(None))
-    session.export_mask(state, tmp_path / "mask.nii.gz")
+    export_mask(session, state, tmp_path / "mask.nii.gz")
     session.undo(state)
     session.accept_slices(state, [3])
     assert session.load_mask(state, tmp_path / "mask.nii.gz") == 18

@@ -39,16 +39,16 @@ def reviewed(session, seed=5, spoil=False):
 
 
 def tuned(session, steps):
-    session.fine_tune(steps=steps)
+    session.learning.begin(steps=steps)
     session.wait(SECONDS)
-    assert session.verdict is not None, session.heard.notices
-    return session.verdict
+    assert session.learning.verdict is not None, session.heard.notices
+    return session.learning.verdict
 
 
 def proposal_on(session, scan):
     """What the model in use proposes on a scan on which nothing is accepted or painted."""
     state = session.add_scan(scan)
-    session.propose()
+    session.proposals.begin()
     session.wait(SECONDS)
     labels = state.annotation.labels.copy()
     session.remove_scan(state)
@@ -56,7 +56,7 @@ def proposal_on(session, scan):
 
 
 def test_a_model_spoiled_by_wrong_labels_is_refused_with_the_reason(computing, trained):
-    computing.use_model(trained)
+    computing.models.use(trained)
     state = reviewed(computing, spoil=True)
     verdict = tuned(computing, 60)
     assert np.flatnonzero(state.locked).tolist() == JUDGES
@@ -67,11 +67,11 @@ def test_a_model_spoiled_by_wrong_labels_is_refused_with_the_reason(computing, t
     (row,) = verdict.rows
     assert (row.name, row.slices, row.is_worse) == ("scan 1", 2, True)
     assert row.before > 0.9 > 0.5 > row.after
-    assert computing.model is trained
+    assert computing.models.in_use is trained
 
 
 def test_a_better_one_is_offered(computing, weak):
-    computing.use_model(weak)
+    computing.models.use(weak)
     reviewed(computing)
     verdict = tuned(computing, 60)
     assert verdict.judgement == "better"
@@ -82,17 +82,17 @@ def test_a_better_one_is_offered(computing, weak):
 
 def test_going_back_restores_proposals_to_the_bit(computing, trained):
     computing.project.write_model(trained)
-    computing.use_kept_model("v1")
+    computing.models.use_kept("v1")
     unseen = lesson(SHAPE, seed=31)
     before = proposal_on(computing, unseen.scan)
     assert pooled_dice([before], [unseen.labels], 1) > 0.9
     reviewed(computing, spoil=True)
     tuned(computing, 60)
-    computing.use_new_model()
-    assert computing.model.card.name == "v2"
+    computing.learning.use_new()
+    assert computing.models.in_use.card.name == "v2"
     assert (proposal_on(computing, unseen.scan) != before).any()
-    computing.use_kept_model("v1")
-    assert computing.model.id == trained.id
+    computing.models.use_kept("v1")
+    assert computing.models.in_use.id == trained.id
     np.testing.assert_array_equal(proposal_on(computing, unseen.scan), before)
 
 
@@ -110,7 +110,7 @@ def test_a_model_of_another_window_is_not_overwritten(computing, trained):
     kept = computing.project.write_model(trained)
     other = computing.project.write_model(trained)
     assert (kept.card.name, other.card.name) == ("v1", "v2")
-    assert computing.kept_models() == ["v1", "v2"]
+    assert computing.models.kept() == ["v1", "v2"]
 
 
 def test_models_of_other_classes_are_no_measure(computing, trained):
@@ -123,7 +123,7 @@ def test_models_of_other_classes_are_no_measure(computing, trained):
 class TestAClassMore:
     def test_the_model_goes_on_with_what_it_knows_and_the_next_one_learns_the_rest(self, computing, trained):
         computing.project.write_model(trained)
-        computing.use_kept_model("v1")
+        computing.models.use_kept("v1")
         known = computing.schema.classes[0]
         more = LabelSchema.of("square", "dark")
         assert more.classes[0] == known
@@ -143,14 +143,14 @@ class TestAClassMore:
         ((_, old), (nothing, new)) = verdict.cases[0].classes
         assert nothing == 0
         assert min(old, new) > 0.7
-        computing.use_new_model()
+        computing.learning.use_new()
         unseen, truth = two_structures(43)
         assert pooled_dice([proposal_on(computing, unseen)], [truth], 2) > 0.7
-        computing.use_kept_model("v1")  # and back, without losing the class
+        computing.models.use_kept("v1")  # and back, without losing the class
         assert computing.schema == more
 
     def test_what_the_model_knows_can_neither_go_nor_change_places(self, computing, trained):
-        computing.use_model(trained)
+        computing.models.use(trained)
         two = LabelSchema.of("square", "b")
         computing.set_schema(two)
         for classes in (two.classes[1:], two.classes[::-1]):
@@ -162,16 +162,16 @@ class TestAClassMore:
     def test_a_class_with_a_side_ends_mirroring(self, open_session, trained):
         session = open_session(schema=SCHEMA)
         both = trained.card.settings.with_values({"augmentation.mirror": (0, 1)})
-        session.use_model(replace(trained, card=trained.card.model_copy(update={"settings": both})))
+        session.models.use(replace(trained, card=trained.card.model_copy(update={"settings": both})))
         state = session.add_scan(lesson(SHAPE, seed=44).scan)
         labels = np.zeros(SHAPE, np.uint8)
         labels[:, 8:16, 8:16] = 1
         session.record_edit(state, labels, slice(None))
         session.accept_slices(state)
-        assert session.planned_settings().augmentation.mirror == (0, 1)
+        assert session.planning.settings().augmentation.mirror == (0, 1)
         session.set_schema(LabelSchema.of("square", "left one"))
         labels[:, 10:14, :5] = 2
         session.record_edit(state, labels, slice(None))
-        settings = session.planned_settings()
+        settings = session.planning.settings()
         assert settings.network.out_channels == 3
         assert settings.augmentation.mirror == (0,)

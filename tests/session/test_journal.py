@@ -87,7 +87,7 @@ def test_a_stroke_is_in_the_journal_at_once(open_session):
     session = open_session()
     state = session.add_scan(scan_of())
     session.record_edit(state, painted(state, np.s_[1], 1), slice(None))
-    until(lambda: (session.project.path / DATABASE).exists() and session._autosave._journal.seq == 2, 5)
+    until(lambda: (session.project.path / DATABASE).exists() and session.ledger.settle() == 2, 5)
     with contextlib.closing(Journal(session.project.path, read_only=True)) as journal:
         events = list(journal.events())
     assert [event.action for event in events] == ["import", "stroke"]
@@ -168,7 +168,7 @@ class TestTwoPrograms:
         first = open_session()
         state = first.add_scan(scan_of())
         first.record_edit(state, painted(state, np.s_[1], 1), slice(None))
-        until(lambda: first._autosave._journal.seq > 0)
+        until(lambda: first.ledger.settle() > 0)
         second = open_session()
         other = second.add_scan(scan_of())
         assert any("in use by another program" in notice for notice in second.heard.notices)
@@ -210,14 +210,14 @@ class TestDamage:
         session = open_session()
         state = session.add_scan(scan_of())
         session.record_edit(state, painted(state, np.s_[0], 1), slice(None))
-        until(lambda: session._autosave._journal.seq == 2)
+        until(lambda: session.ledger.settle() == 2)
         with full_disk():
             for number in range(1, 4):
                 session.record_edit(state, painted(state, np.s_[number], 1), slice(None))
             until(lambda: session.poll() or session.heard.notices)
         assert "could not be saved" in session.heard.notices[0]
         session.record_edit(state, painted(state, np.s_[4], 1), slice(None))
-        until(lambda: session._autosave._journal.seq == 6)
+        until(lambda: session.ledger.settle() == 6)
         session.close()
         assert list(verify(session.project.path)) == []
         assert_same_state(snapshot(open_session().add_scan(scan_of())), snapshot(state))
@@ -230,7 +230,7 @@ class TestEarlierStates:
         states = {}
         for number in range(4):
             session.record_edit(state, painted(state, np.s_[number], 1), slice(None))
-            until(lambda n=number: session._autosave._journal.seq == n + 2)
+            until(lambda n=number: session.ledger.settle() == n + 2)
             states[number + 2] = snapshot(state)
         session.accept_slices(state, [0, 1])
         last = snapshot(state)
@@ -271,7 +271,7 @@ def test_a_desk_that_cannot_be_kept_does_not_repeat_strokes(open_session, monkey
     session = open_session()
     state = session.add_scan(scan_of())
     session.record_edit(state, painted(state, np.s_[1], 1), slice(None))
-    until(lambda: session._autosave._journal.seq == 2)
+    until(lambda: session.ledger.settle() == 2)
 
     def refuse(*_):
         raise ProjectError("no")

@@ -78,7 +78,7 @@ def test_what_has_taught_never_judges(session):
 
 def test_nor_does_what_the_model_in_use_learnt_elsewhere(session, trained):
     seen = scan_of(4).fingerprint
-    session.use_model(
+    session.models.use(
         replace(trained, card=trained.card.model_copy(update={"label_schema": session.schema, "seen": (seen,)}))
     )
     states = review(session, *range(5))
@@ -119,8 +119,8 @@ def test_judges_alone_are_nothing_to_learn_from(session):
     for state in states[:4]:
         session.remove_scan(state)
     with pytest.raises(SessionError, match="held out to judge"):
-        session.fine_tune(steps=1)
-    assert session.training is None
+        session.learning.begin(steps=1)
+    assert session.learning.run is None
 
 
 def test_the_plan_is_not_made_from_judges(session):

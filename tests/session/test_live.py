@@ -21,12 +21,12 @@ SHAPE = (6, 48, 48)
 def live(open_session, engine, trained):
     """A session that looks at a slice with a model in use, its proposal there, and Live on."""
     session = open_session(schema=SCHEMA, engine=Borrowed(engine))
-    session.use_model(trained)
+    session.models.use(trained)
     session.add_scan(lesson(SHAPE, seed=5).scan)
     session.show_slice(INDEX)
-    session.propose()
+    session.proposals.begin()
     session.wait(SECONDS)
-    session.set_live(True)
+    session.live.switch(True)
     session.wait(SECONDS)
     session.heard.changes.clear()
     return session
@@ -47,7 +47,7 @@ CORNER = (slice(38, 42), slice(38, 46), 1)
 
 
 def test_the_slice_follows_and_one_undo_takes_it_back(live):
-    state, model = live.active, live.model
+    state, model = live.active, live.models.in_use
     before = {name: array.copy() for name, array in model.weights.items()}
     rows, columns = np.nonzero(state.annotation.labels[INDEX])
     # Something the model found is no square: rub out its middle.
@@ -63,7 +63,7 @@ def test_the_slice_follows_and_one_undo_takes_it_back(live):
     assert not labels[INDEX][middle].any()
     assert np.count_nonzero(labels[INDEX]) < np.count_nonzero(after_stroke[0][INDEX])
     np.testing.assert_array_equal(np.delete(labels, INDEX, axis=0), elsewhere)
-    assert live.model is model
+    assert live.models.in_use is model
     assert Checkpoint(model.weights, model.card).id == model.id
     for name, array in before.items():
         np.testing.assert_array_equal(array, model.weights[name])
@@ -85,9 +85,9 @@ def test_a_stale_answer_is_dropped(live, change):
     elif change == "slice":
         live.show_slice(INDEX + 1)
     elif change == "off":
-        live.set_live(False)
+        live.live.switch(False)
     elif change == "model":
-        live.use_model(replace(live.model))
+        live.models.use(replace(live.models.in_use))
     else:
         live.accept_slices(state, [INDEX])
     expected = snapshot(state)
@@ -109,7 +109,7 @@ def test_strokes_in_quick_succession_have_one_answer(live):
 def test_off_and_on_other_slices_nothing_follows(live):
     paint(live, *CORNER, index=INDEX + 1)
     live.wait(SECONDS)
-    live.set_live(False)
+    live.live.switch(False)
     paint(live, *CORNER)
     live.wait(SECONDS)
     assert kinds(live) == ["stroke", "stroke"]
@@ -117,12 +117,12 @@ def test_off_and_on_other_slices_nothing_follows(live):
 
 def test_a_stroke_beneath_a_proposal_is_answered_after_it(live):
     rows, columns = np.nonzero(live.active.annotation.labels[INDEX])
-    live.propose()
+    live.proposals.begin()
     paint(
         live, slice(int(rows.min()) + 2, int(rows.max()) - 1), slice(int(columns.min()) + 2, int(columns.max()) - 1), 0
     )
     live.wait(SECONDS)
-    assert live.proposal.is_over
+    assert live.proposals.run.is_over
     assert kinds(live)[-1] == "live"
 
 
@@ -130,7 +130,7 @@ def test_without_a_model_filters_tell_apart_what_was_painted(computing):
     one = lesson(SHAPE, seed=5)
     state = computing.add_scan(one.scan)
     computing.show_slice(INDEX)
-    computing.set_live(True)
+    computing.live.switch(True)
     rows, columns = np.nonzero(one.labels[INDEX])
     paint(computing, slice(rows[0] + 3, rows[0] + 7), slice(columns[0] + 3, columns[0] + 7), 1)
     computing.wait(SECONDS)
@@ -150,6 +150,6 @@ def test_without_a_model_filters_tell_apart_what_was_painted(computing):
 def test_a_model_for_other_scans_is_said_to_be_one(live, trained):
     card = trained.card
     settings = card.settings.with_values({"network.in_channels": 3})
-    live.use_model(Checkpoint(trained.weights, card.model_copy(update={"settings": settings})))
+    live.models.use(Checkpoint(trained.weights, card.model_copy(update={"settings": settings})))
     live.wait(SECONDS)
     assert "channels" in live.heard.notices[-1]

@@ -41,48 +41,48 @@ def open_scan(session, shape=(8, 32, 32), seed=5, accepted=()):
 
 def use(session, checkpoint):
     session.set_schema(checkpoint.card.label_schema)
-    session.use_model(checkpoint)
+    session.models.use(checkpoint)
 
 
 class TestThePlan:
     def test_there_is_none_without_a_scan(self, session):
         with pytest.raises(SessionError, match="No scan is open"):
-            session.planned_settings()
+            session.planning.settings()
         with pytest.raises(SessionError, match="No scan is open"):
-            session.set_override(BATCH, 3)
+            session.planning.set_value(BATCH, 3)
 
     def test_it_is_said_in_words_and_so_is_what_was_set_by_hand(self, session):
         open_scan(session)
-        before = session.plan_in_words()
+        before = session.planning.in_words()
         assert any("8 x 32 x 32" in line for line in before)
-        session.set_override("training.patch_size", [16, 16])
-        after = session.plan_in_words()
+        session.planning.set_value("training.patch_size", [16, 16])
+        after = session.planning.in_words()
         assert any("16 x 16 pixels" in line for line in after)
         assert "training.patch_size = (16, 16)" in after[-1]
 
     def test_it_follows_scans_and_classes(self, session):
         open_scan(session)
-        assert session.planned_settings().network.out_channels == 3
+        assert session.planning.settings().network.out_channels == 3
         assert len(session.scans) == 1
         flat = lesson((64, 96), seed=1)
         session.remove_scan(session.scans[0])
         session.add_scan(flat.scan)
-        assert any("64 x 96" in line for line in session.plan_in_words())
+        assert any("64 x 96" in line for line in session.planning.in_words())
 
     def test_proposals_are_nothing_to_plan_by(self, session):
         state = open_scan(session)
-        proposed = session.planned_settings()
+        proposed = session.planning.settings()
         state.annotation.labels[...] = 0
         session.planning._forget()
-        assert session.planned_settings() == proposed
+        assert session.planning.settings() == proposed
 
     def test_looking_aside_gives_the_same_plan_and_never_an_outdated_one(self, session):
         first = open_scan(session, accepted=[0, 1])
         while not session.planning.prepare():
             time.sleep(0.005)
-        aside = session.planned_settings()
+        aside = session.planning.settings()
         session.planning._forget()
-        assert session.planned_settings() == aside
+        assert session.planning.settings() == aside
         session.planning._forget()
         session.planning.prepare()
         session.remove_scan(first)  # while the other thread looks at it
@@ -90,16 +90,16 @@ class TestThePlan:
         session.add_scan(flat.scan)
         while not session.planning.prepare():
             time.sleep(0.005)
-        assert session.planned_settings().network.dimensions == 2
-        assert any("64 x 96" in line for line in session.plan_in_words())
+        assert session.planning.settings().network.dimensions == 2
+        assert any("64 x 96" in line for line in session.planning.in_words())
 
     def test_it_is_for_the_device_and_is_told_anew_once_that_is_known(self, open_session):
         session = open_session(engine=EngineWithAGpu())
         open_scan(session, (24, 64, 64))
-        session.set_preset("thorough")
-        before = session.planned_settings()
+        session.planning.set_preset("thorough")
+        before = session.planning.settings()
         heard = []
-        session.settings_changed.connect(lambda: heard.append(session.planned_settings()))
+        session.planning.changed.connect(lambda: heard.append(session.planning.settings()))
         session.start()
         assert (before.network.dimensions, heard[0].network.dimensions) == (2, 3)
         assert heard[0].network.base_channels > before.network.base_channels
@@ -107,32 +107,32 @@ class TestThePlan:
     def test_what_is_free_in_this_computer_limits_a_cpu_but_not_a_gpu(self, open_session):
         session = open_session(engine=EngineWithAGpu())
         open_scan(session, (4, 64, 64))
-        session.set_preset("thorough")
-        session.planned_settings()
+        session.planning.set_preset("thorough")
+        session.planning.settings()
         session.planning._free_memory = 1
-        assert session.planned_settings().training.activation_checkpointing
+        assert session.planning.settings().training.activation_checkpointing
         session.start()
-        assert not session.planned_settings().training.activation_checkpointing
+        assert not session.planning.settings().training.activation_checkpointing
 
 
 class TestByHand:
     def test_only_what_differs_is_kept_and_can_be_taken_back_one_by_one_or_all(self, session):
         open_scan(session)
-        planned = session.planned_settings()
+        planned = session.planning.settings()
         heard = []
-        session.settings_changed.connect(lambda: heard.append(1))
-        session.set_override(BATCH, "3")
-        session.set_override("augmentation.noise", 0.3)
-        session.set_override("training.optimiser", planned.training.optimiser)
+        session.planning.changed.connect(lambda: heard.append(1))
+        session.planning.set_value(BATCH, "3")
+        session.planning.set_value("augmentation.noise", 0.3)
+        session.planning.set_value("training.optimiser", planned.training.optimiser)
         assert session.planning.overrides == {BATCH: 3, "augmentation.noise": 0.3}
-        assert session.planned_settings() == planned.with_values(session.planning.overrides)
+        assert session.planning.settings() == planned.with_values(session.planning.overrides)
         session.planning.clear(BATCH)
         assert session.planning.overrides == {"augmentation.noise": 0.3}
-        session.set_override("augmentation.noise", planned.augmentation.noise)
+        session.planning.set_value("augmentation.noise", planned.augmentation.noise)
         assert session.planning.overrides == {}
-        session.set_override(BATCH, 3)
-        session.clear_overrides()
-        assert session.planned_settings() == planned
+        session.planning.set_value(BATCH, 3)
+        session.planning.clear()
+        assert session.planning.settings() == planned
         assert len(heard) == 7
 
     @pytest.mark.parametrize(
@@ -148,43 +148,43 @@ class TestByHand:
     )
     def test_what_cannot_be_is_refused_in_a_sentence_and_changes_nothing(self, session, key, value, message):
         open_scan(session)
-        session.set_override("augmentation.noise", 0.3)
-        before = session.planned_settings()
+        session.planning.set_value("augmentation.noise", 0.3)
+        before = session.planning.settings()
         with pytest.raises(SettingsError, match=message):
-            session.set_override(key, value)
-        assert session.planned_settings() == before
+            session.planning.set_value(key, value)
+        assert session.planning.settings() == before
         assert session.planning.overrides == {"augmentation.noise": 0.3}
 
     def test_what_depends_on_a_wish_is_planned_to_fit(self, session):
         open_scan(session)
-        session.set_override("network.dimensions", 3)
-        settings = session.planned_settings()
+        session.planning.set_value("network.dimensions", 3)
+        settings = session.planning.settings()
         assert {len(stride) for stride in settings.network.strides} == {3}
         assert len(settings.training.patch_size) == 3
-        session.set_override("network.dimensions", 2)
-        session.set_override("preparation.context_slices", 2)
-        assert session.planned_settings().network.in_channels == 5
+        session.planning.set_value("network.dimensions", 2)
+        session.planning.set_value("preparation.context_slices", 2)
+        assert session.planning.settings().network.in_channels == 5
 
     def test_a_wish_that_no_longer_fits_is_said_and_can_be_taken_back(self, session):
         open_scan(session)
-        session.set_override("network.dimensions", 3)
-        session.set_override("training.patch_size", [8, 16, 16])
+        session.planning.set_value("network.dimensions", 3)
+        session.planning.set_value("training.patch_size", [8, 16, 16])
         session.planning.clear("network.dimensions")
         with pytest.raises(SettingsError, match=r"training\.patch_size.*go back to the plan"):
-            session.planned_settings()
-        session.clear_overrides()
-        assert session.planned_settings().network.dimensions == 2
+            session.planning.settings()
+        session.planning.clear()
+        assert session.planning.settings().network.dimensions == 2
 
     def test_a_preset_brings_the_time_that_it_is_made_for(self, session):
         open_scan(session)
         assert session.planning.budget_seconds == 60
-        session.set_preset("thorough")
-        assert session.planned_settings().preset == "thorough"
-        assert session.planned_settings().training.budget_seconds == session.planning.budget_seconds > 60
+        session.planning.set_preset("thorough")
+        assert session.planning.settings().preset == "thorough"
+        assert session.planning.settings().training.budget_seconds == session.planning.budget_seconds > 60
         session.planning.set_budget(5)
-        assert session.planned_settings().training.budget_seconds == 5
+        assert session.planning.settings().training.budget_seconds == 5
         with pytest.raises(SettingsError, match=PRESETS[1]):
-            session.set_preset("best")
+            session.planning.set_preset("best")
         assert session.planning.preset == "thorough"
 
 
@@ -193,21 +193,21 @@ class TestWithAModel:
         use(session, trained)
         open_scan(session)
         made = trained.card.settings
-        settings = session.planned_settings()
+        settings = session.planning.settings()
         assert (settings.network, settings.preparation) == (made.network, made.preparation)
         assert (settings.training.steps, settings.training.seed) == (None, trained.card.steps)
         with pytest.raises(SettingsError, match="was set when the model was made"):
-            session.set_override("network.base_channels", 8)
-        session.set_override("training.learning_rate", 1e-3)
-        assert session.planned_settings().training.learning_rate == 1e-3
+            session.planning.set_value("network.base_channels", 8)
+        session.planning.set_value("training.learning_rate", 1e-3)
+        assert session.planning.settings().training.learning_rate == 1e-3
 
     def test_wishes_for_a_new_network_wait_until_there_is_no_model(self, session, trained):
         open_scan(session)
-        session.set_override("network.base_channels", 8)
+        session.planning.set_value("network.base_channels", 8)
         use(session, trained)
-        assert session.planned_settings().network == trained.card.settings.network
-        session.use_model(None)
-        assert session.planned_settings().network.base_channels == 8
+        assert session.planning.settings().network == trained.card.settings.network
+        session.models.use(None)
+        assert session.planning.settings().network.base_channels == 8
 
 
 class TestWithABody:
@@ -226,39 +226,39 @@ class TestWithABody:
 
     def test_the_plan_is_for_it_and_says_so(self, session, body):
         open_scan(session, (64, 64))
-        without = session.planned_settings()
-        session.begin_anew(body)
-        network = session.planned_settings().network
+        without = session.planning.settings()
+        session.models.begin_anew(body)
+        network = session.planning.settings().network
         assert (network.base_channels, network.strides) == (6, ((2, 2), (2, 2)))
         assert len(without.network.strides) > 2
         assert session.planning.body() is body
-        assert "The network begins with the weights called starter." in session.plan_in_words()
-        session.begin_anew(None)
-        assert session.planned_settings() == without
+        assert "The network begins with the weights called starter." in session.planning.in_words()
+        session.models.begin_anew(None)
+        assert session.planning.settings() == without
 
     @pytest.mark.parametrize("own", ["preset", "wish", "model", "neighbours"])
     def test_who_asks_for_another_network_begins_at_random(self, session, body, trained, own):
         open_scan(session, (6, 32, 32) if own == "neighbours" else (64, 64))
-        session.begin_anew(body)
+        session.models.begin_anew(body)
         if own == "preset":
-            session.set_preset("classic")
+            session.planning.set_preset("classic")
         elif own == "wish":
-            session.set_override("network.base_channels", 12)
-            assert session.planned_settings().network.base_channels == 12
+            session.planning.set_value("network.base_channels", 12)
+            assert session.planning.settings().network.base_channels == 12
         elif own == "model":
             use(session, trained)
         assert session.planning.body() is None
-        said = [line for line in session.plan_in_words() if "begins with" in line]
+        said = [line for line in session.planning.in_words() if "begins with" in line]
         assert [line.startswith("The network begins with random weights") for line in said] == [True] * (own != "model")
 
     def test_the_first_fine_tune_goes_on_from_its_weights(self, computing, body):
         open_scan(computing, (32, 32), accepted=[0])
-        computing.begin_anew(body)
-        computing.set_override("training.learning_rate", 1e-7)
-        computing.fine_tune(steps=1)
+        computing.models.begin_anew(body)
+        computing.planning.set_value("training.learning_rate", 1e-7)
+        computing.learning.begin(steps=1)
         computing.wait(120)
         assert computing.heard.notices == []
-        verdict = computing.verdict
+        verdict = computing.learning.verdict
         assert all(case.before is None for case in verdict.cases)
         made = verdict.checkpoint
         assert (made.card.parent, made.card.steps) == (body.id, 1)
@@ -270,14 +270,14 @@ class TestWithABody:
 
 def test_the_next_checkpoint_is_made_as_wished(computing):
     open_scan(computing, (6, 32, 32), accepted=range(4))
-    computing.set_override("network.base_channels", 4)
-    computing.set_override("augmentation.noise", 0.3)
-    computing.set_override("training.seed", 7)
-    wished = computing.planned_settings()
-    computing.fine_tune(steps=2)
+    computing.planning.set_value("network.base_channels", 4)
+    computing.planning.set_value("augmentation.noise", 0.3)
+    computing.planning.set_value("training.seed", 7)
+    wished = computing.planning.settings()
+    computing.learning.begin(steps=2)
     computing.wait(120)
     assert computing.heard.notices == []
-    settings = computing.verdict.checkpoint.card.settings
+    settings = computing.learning.verdict.checkpoint.card.settings
     assert settings == wished.with_values({"training.steps": 2, "training.budget_seconds": None})
     assert (settings.network.base_channels, settings.augmentation.noise, settings.training.seed) == (4, 0.3, 7)
 
@@ -287,10 +287,10 @@ def test_a_mean_teacher_looks_at_the_open_scans_that_nobody_has_labelled(computi
     other = open_scan(computing, (6, 32, 32), seed=2)
     seen = []
     for weight in (0.0, 1.0):
-        computing.set_override("training.consistency_weight", weight)
-        computing.fine_tune(steps=2)
+        computing.planning.set_value("training.consistency_weight", weight)
+        computing.learning.begin(steps=2)
         computing.wait(120)
-        card = computing.verdict.checkpoint.card
+        card = computing.learning.verdict.checkpoint.card
         seen.append((card.seen, card.looked_at))
     assert computing.heard.notices == []
     taught = (known.scan.fingerprint,)

@@ -43,8 +43,8 @@ def test_a_report_of_a_project(open_session, tmp_path, trained):
             update={"name": f"v{number}", "scores": {scans[1]: dice}, "parent": trained.id if number == 2 else None}
         )
         kept = session.project.write_model(type(trained)(trained.weights, card))
-        session._autosave.note("model kept", kept.id, name=kept.card.name)
-    session.use_kept_model("v2")
+        session.ledger.note("model kept", kept.id, name=kept.card.name)
+    session.models.use_kept("v2")
     said = written(session, tmp_path / "report")
     assert "was written" in said
     page = (tmp_path / "report" / "report.html").read_text()

@@ -89,7 +89,7 @@ def test_marks_come_back_and_stand_in_the_list(open_session):
     second = open_session()
     state = second.add_scan(scan_of())
     assert state.flag == Flag(3, "artefact at the base")
-    assert second.audit(state).flag == {"difficulty": 3, "comment": "artefact at the base"}
+    assert second.audits.of(state).flag == {"difficulty": 3, "comment": "artefact at the base"}
     second.set_flag(state, None)
     second.close()
     third = open_session()

@@ -64,7 +64,7 @@ def test_a_preview_changes_nothing_and_applying_it_is_one_step(work):
     assert (state.annotation.labels[5] == 1).sum() == 100 + len(change)
     assert not state.annotation.labels[[4, 6]].any()
     assert state.annotation.painted[5][state.annotation.labels[5] > 0].all()
-    assert session.audit(state).actions == {"stroke": 1, "margin": 1}
+    assert session.audits.of(state).actions == {"stroke": 1, "margin": 1}
     session.undo(state)
     assert_same_state(snapshot(state), before)
 

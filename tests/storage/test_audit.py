@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from napari_unet.domain.annotation import Correction, SparseChange
+from napari_unet.session.exporting import export_mask
 from napari_unet.session.history import Step
 from napari_unet.storage.audit import active_seconds
 from tests.session.conftest import open_session, painted  # noqa: F401 - a fixture
@@ -20,7 +21,7 @@ def propose(session, state, where, value=1):
     change = SparseChange.between(state.annotation.labels, after)
     correction = Correction("proposal", labels=change, proposal="a" * 32)
     state.history.extend(Step("proposal", by_machine=True), correction)
-    session._commit(state, correction, "session")
+    session._take(state, correction)
     state.proposed_by = "a" * 32
 
 
@@ -33,7 +34,7 @@ def work(open_session):  # noqa: F811
 def test_a_mask_painted_by_hand_is_wholly_by_hand(work):
     session, state = work
     session.record_edit(state, painted(state, np.s_[1], 1), slice(None))
-    card = session.audit(state)
+    card = session.audits.of(state)
     assert (card.percent_by_hand, card.labelled_voxels, card.edited_voxels) == (100, 100, 100)
     assert card.models == ()
     assert card.readers == ("reader",)
@@ -44,7 +45,7 @@ def test_an_untouched_proposal_is_not_by_hand(work):
     session, state = work
     propose(session, state, np.s_[0:4])
     session.accept_slices(state)
-    card = session.audit(state)
+    card = session.audits.of(state)
     assert card.percent_by_hand == 0
     assert card.models == ("a" * 32,)
     assert (card.accepted_slices, card.slices) == (8, 8)
@@ -55,16 +56,16 @@ def test_what_differs_from_the_proposal_counts_and_undo_takes_it_back(work):
     propose(session, state, np.s_[0:4])
     session.record_edit(state, painted(state, np.s_[0], 0), slice(None), "erase")
     session.record_edit(state, painted(state, np.s_[5], 1), slice(None))
-    assert session.audit(state).percent_by_hand == pytest.approx(100 * 200 / 500)
+    assert session.audits.of(state).percent_by_hand == pytest.approx(100 * 200 / 500)
     session.undo(state)
-    assert session.audit(state).percent_by_hand == pytest.approx(100 * 100 / 400)
+    assert session.audits.of(state).percent_by_hand == pytest.approx(100 * 100 / 400)
     session.undo(state)
-    assert session.audit(state).percent_by_hand == 0
+    assert session.audits.of(state).percent_by_hand == 0
     session.undo(state)  # the proposal
-    card = session.audit(state)
+    card = session.audits.of(state)
     assert card.percent_by_hand is None
     session.redo(state)
-    assert session.audit(state).percent_by_hand == 0
+    assert session.audits.of(state).percent_by_hand == 0
 
 
 def test_undo_and_redo_of_a_tool_stay_the_hands(work):
@@ -75,12 +76,12 @@ def test_undo_and_redo_of_a_tool_stay_the_hands(work):
     session.show_slice(2)
     session.tools.look(Margin(by_mm=1), 1, "slice")
     session.tools.apply()
-    edited = session.audit(state).edited_voxels
+    edited = session.audits.of(state).edited_voxels
     assert edited > 0
     session.undo(state)
-    assert session.audit(state).edited_voxels == 0
+    assert session.audits.of(state).edited_voxels == 0
     session.redo(state)
-    assert session.audit(state).edited_voxels == edited
+    assert session.audits.of(state).edited_voxels == edited
 
 
 def test_labels_that_were_loaded_are_nobodys_work(open_session):  # noqa: F811
@@ -89,7 +90,7 @@ def test_labels_that_were_loaded_are_nobodys_work(open_session):  # noqa: F811
     begun[2:6] = 1
     state = session.add_scan(scan_of((8, 10, 10)), begun)
     session.record_edit(state, painted(state, np.s_[2, 0], 0), slice(None))
-    card = session.audit(state)
+    card = session.audits.of(state)
     assert card.edited_voxels == 10
     assert card.percent_by_hand == pytest.approx(100 * 10 / 400)
 
@@ -99,28 +100,28 @@ def test_the_proposal_counts_as_it_was_before_the_scan_was_learnt_from(work):
     propose(session, state, np.s_[0:4])
     session.record_edit(state, painted(state, np.s_[0], 0), slice(None), "erase")
     session.accept_slices(state, [0, 1])
-    assert session.audit(state).dice_of_proposal == pytest.approx(2 * 300 / 700, abs=1e-4)
+    assert session.audits.of(state).dice_of_proposal == pytest.approx(2 * 300 / 700, abs=1e-4)
     state.note_taught()
     session._autosave.mark(state)
     propose(session, state, np.s_[5])  # the model knows the scan now
     session.record_edit(state, painted(state, np.s_[5], 0), slice(None), "erase")
-    card = session.audit(state)
+    card = session.audits.of(state)
     assert card.dice_of_proposal == pytest.approx(2 * 300 / 700, abs=1e-4)
     assert card.proposed_by == "a" * 32
 
 
 def test_a_scan_that_nobody_touched_has_none(work):
     session, state = work
-    assert session.audit(state) is None
+    assert session.audits.of(state) is None
 
 
 def test_it_lies_beside_an_exported_mask(work, tmp_path):
     session, state = work
     session.record_edit(state, painted(state, np.s_[1], 1), slice(None))
-    session.export_mask(state, tmp_path / "mask.nii.gz")
+    export_mask(session, state, tmp_path / "mask.nii.gz")
     record = json.loads((tmp_path / "mask.json").read_text())
-    assert record["audit"] == json.loads(json.dumps(session.audit(state).to_json()))
-    assert record["audit"]["head"] == session._autosave.journal().head()[1]
+    assert record["audit"] == json.loads(json.dumps(session.audits.of(state).to_json()))
+    assert record["audit"]["head"] == session.ledger.journal().head()[1]
 
 
 def test_pauses_are_no_work():

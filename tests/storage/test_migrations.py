@@ -41,7 +41,7 @@ def test_a_project_of_the_first_version_goes_on(open_session, tmp_path):  # noqa
     state = session.add_scan(scan_of(seed=1))
     np.testing.assert_array_equal(state.annotation.labels, expected.active.annotation.labels)
     np.testing.assert_array_equal(state.annotation.accepted, expected.active.annotation.accepted)
-    assert session.kept_models() == ["v1"]
+    assert session.models.kept() == ["v1"]
     session.record_edit(state, painted(state, np.s_[2], 1), slice(None))
     session.close()
     assert version_of(session.project.path) == VERSION > 1

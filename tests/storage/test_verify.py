@@ -39,7 +39,7 @@ def project(open_session, checkpoint):  # noqa: F811
         session.redo(state)
         session.undo(state)
     kept = session.project.write_model(checkpoint)
-    session._autosave.note("model kept", kept.id, name=kept.card.name)
+    session.ledger.note("model kept", kept.id, name=kept.card.name)
     session.close()
     return session.project.path
 

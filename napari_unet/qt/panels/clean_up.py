@@ -48,7 +48,7 @@ class CleanUpDialog(QDialog):
         layout.addLayout(form)
         layout.addWidget(self.said)
         layout.addLayout(buttons)
-        session.clean_up_changed.connect(self.refresh)
+        session.clean_up.changed.connect(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:

@@ -228,7 +228,7 @@ class CorrectPanel(Panel):
             "After each stroke the slice on screen is proposed anew and follows it. The model learns by Fine-tune only."
         )
         self.live.setFocusPolicy(Qt.FocusPolicy.TabFocus)
-        self.live.toggled.connect(self._guard(self._session.set_live))
+        self.live.toggled.connect(self._guard(self._session.live.switch))
         return self.live
 
     def refresh(self) -> None:

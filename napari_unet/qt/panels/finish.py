@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QFileDialog
 from napari_unet.domain.errors import ExportError, SessionError
 from napari_unet.io.writers import format_of, mask_suffix
 from napari_unet.qt.panels.parts import Panel, WorkBar, button, line
+from napari_unet.session.exporting import export_mask, export_masks
 from napari_unet.session.session import Session
 
 _FILTERS = (
@@ -49,18 +50,18 @@ class FinishPanel(Panel):
             "Load mask...", "Begin with the labels of a mask file on the scan's grid.", guard(self._ask_for_mask)
         )
         self.row(self.load, self.report)
-        session.report_changed.connect(lambda: self.report.setEnabled(not session.reporting.is_writing))
-        self.bar = WorkBar("the folder", guard(self._stop_folder))
+        session.reporting.changed.connect(lambda: self.report.setEnabled(not session.reporting.is_writing))
+        self.bar = WorkBar("the folder", guard(session.folder.cancel))
         self.told = line("", "What became of the folder's scans")
         self.told.hide()
         self.body.addWidget(self.told)
         self.body.addWidget(self.bar)
-        session.folder_changed.connect(self.refresh)
+        session.folder.changed.connect(self.refresh)
         self.refresh()
 
     def refresh(self) -> None:
         """Show how far the folder is."""
-        run = self._session.folder
+        run = self._session.folder.run
         is_running = run is not None and not run.is_over
         self.folder.setEnabled(not is_running)
         if run is None:
@@ -77,13 +78,13 @@ class FinishPanel(Panel):
         state = self._session.active
         if state is None:
             raise SessionError("No scan is open, so there is no mask to export.")
-        self._session.export_mask(state, path)
+        export_mask(self._session, state, path)
         carries = " It carries the patient's name and dates, as DICOM must." if path.suffix.lower() == ".dcm" else ""
         self._say(f"The mask was written to {path.name} and read back correctly.{carries}")
 
     def export_all_to(self, folder: Path) -> None:
         """Write the masks of all open scans."""
-        written = self._session.export_masks(folder)
+        written = export_masks(self._session, folder)
         if len(written) == len(self._session.scans):
             n = len(written)
             self._say(f"{n} mask{'s were' if n > 1 else ' was'} written to {folder.name} and read back correctly.")
@@ -115,10 +116,6 @@ class FinishPanel(Panel):
         if chosen:
             self._session.reporting.write(Path(chosen))
 
-    def _stop_folder(self) -> None:
-        if self._session.folder is not None:
-            self._session.folder.cancel()
-
     def ask_for_folder(self) -> None:
         """Ask which folder to mask, and where the masks go."""
         source = QFileDialog.getExistingDirectory(self, "The folder with the scans")
@@ -126,7 +123,7 @@ class FinishPanel(Panel):
             return
         out = QFileDialog.getExistingDirectory(self, "The folder for the masks", str(Path(source).parent))
         if out:
-            self._session.mask_folder(Path(source), Path(out))
+            self._session.folder.begin(Path(source), Path(out))
 
     def ask(self) -> None:
         """Ask where the active scan's mask goes, and write it."""

@@ -62,7 +62,7 @@ class Guide(QFrame):
         session.scan_added.connect(self._opened)
         session.labels_changed.connect(self._marked)
         session.acceptance_changed.connect(self._accepted)
-        session.verdict_changed.connect(self._taught)
+        session.learning.verdict_changed.connect(self._taught)
         self._show_steps()
         self.hide()
         # Whoever starts with scans at hand has them open by then.
@@ -89,7 +89,7 @@ class Guide(QFrame):
         from napari_unet.io.samples import ct_phantom
 
         scan, _, schema = ct_phantom(_SAMPLE_SEED, "thick")
-        model = self._session.model
+        model = self._session.models.in_use
         if model is None and not any(state.annotation.labels.any() for state in self._session.scans):
             self._session.set_schema(schema)
         self._session.add_scan(scan)
@@ -115,7 +115,7 @@ class Guide(QFrame):
             self._tick(_ACCEPT)
 
     def _taught(self) -> None:
-        if self._session.verdict is not None:
+        if self._session.learning.verdict is not None:
             self._tick(_TEACH)
 
     def _show_steps(self) -> None:
@@ -134,4 +134,4 @@ class Guide(QFrame):
 
 def is_new(session: Session) -> bool:
     """Return whether nothing was ever done in the session's project."""
-    return not session.project.has_journal and not session.kept_models() and not session.desk.waiting
+    return not session.project.has_journal and not session.models.kept() and not session.desk.waiting

@@ -39,14 +39,16 @@ class ImprovePanel(Panel):
         )
         self.row(self.button, QLabel("for"), self.seconds.native, QLabel("s"), self.settings)
         self.form: SettingsForm | None = None
-        self.bar = WorkBar("the fine-tune", guard(session.cancel_training))
+        self.bar = WorkBar("the fine-tune", guard(session.learning.cancel))
         self.curve = LossCurve()
         self.body.addWidget(self.bar)
         self.body.addWidget(self.curve)
         self.verdict = line("", "Verdict on the new model")
-        self.use = button("Use", "Propose with the new model from now on.", guard(session.use_new_model))
+        self.use = button("Use", "Propose with the new model from now on.", guard(session.learning.use_new))
         self.keep = button(
-            "Keep the old", "Stay with the model in use; the new one stays in the list.", guard(session.keep_old_model)
+            "Keep the old",
+            "Stay with the model in use; the new one stays in the list.",
+            guard(session.learning.keep_old),
         )
         self.cases = CaseTable()
         self.body.addWidget(self.verdict)
@@ -56,20 +58,20 @@ class ImprovePanel(Panel):
             session.active_changed,
             session.acceptance_changed,
             session.labels_changed,
-            session.model_changed,
+            session.models.changed,
         ):
             signal.connect(lambda *_: self._count())
-        session.training_changed.connect(self._show_run)
-        session.verdict_changed.connect(self._show_verdict)
+        session.learning.changed.connect(self._show_run)
+        session.learning.verdict_changed.connect(self._show_verdict)
         self.seconds.changed.connect(guard(session.planning.set_budget))
-        session.settings_changed.connect(self._show_settings)
+        session.planning.changed.connect(self._show_settings)
         self._count()
         self._show_run()
         self._show_verdict()
 
     def start(self) -> None:
         """Fine-tune for as long as the box says."""
-        self._session.fine_tune(float(self.seconds.value))
+        self._session.learning.begin(float(self.seconds.value))
 
     def open_settings(self) -> None:
         """Open the form of settings beside the work."""
@@ -102,7 +104,7 @@ class ImprovePanel(Panel):
         self._said.setText(text)
 
     def _show_run(self) -> None:
-        run = self._session.training
+        run = self._session.learning.run
         running = run is not None and not run.is_over
         self.button.setEnabled(not running)
         self.curve.setVisible(running)
@@ -116,13 +118,13 @@ class ImprovePanel(Panel):
             self.curve.show_losses(run.losses)
 
     def _show_verdict(self) -> None:
-        verdict = self._session.verdict
+        verdict = self._session.learning.verdict
         for widget in (self.verdict, self.use, self.keep):
             widget.setVisible(verdict is not None)
         self.cases.setVisible(verdict is not None and bool(verdict.rows))
         if verdict is None:
             return
-        old = self._session.model
+        old = self._session.models.in_use
         self.verdict.setText(verdict.sentence)
         self.use.setText(f"Use {verdict.checkpoint.card.name}")
         self.keep.setText(f"Keep {old.card.name}" if old is not None else "Do not use it")

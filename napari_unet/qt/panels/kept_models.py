@@ -57,7 +57,7 @@ class ModelsDialog(QDialog):
         layout.addWidget(self.table)
         layout.addLayout(row)
         self.table.itemSelectionChanged.connect(self._selected)
-        session.model_changed.connect(self._changed)
+        session.models.changed.connect(self._changed)
         self.setMinimumSize(560, 320)
 
     def refresh(self) -> None:
@@ -66,7 +66,7 @@ class ModelsDialog(QDialog):
         total = self._session.project.size()
         self.said.setText(f"{len(sizes)} models, {_mb(sum(sizes.values()))} MB; the whole project {_mb(total)} MB.")
         self.table.setRowCount(len(sizes))
-        in_use = None if self._session.model is None else self._session.model.card.name
+        in_use = None if self._session.models.in_use is None else self._session.models.in_use.card.name
         for row, name in enumerate(reversed(sizes)):
             card = cards.get(name)
             scores = [] if card is None else [score for score in card.scores.values() if score is not None]
@@ -91,7 +91,7 @@ class ModelsDialog(QDialog):
 
     def remove_chosen(self) -> None:
         """Delete the weights of the selected checkpoints."""
-        self._session.remove_models(self.chosen())
+        self._session.models.remove(self.chosen())
         self.refresh()
 
     def _selected(self) -> None:
@@ -104,7 +104,7 @@ class ModelsDialog(QDialog):
 
     def _use(self) -> None:
         (name,) = self.chosen()
-        self._session.use_kept_model(name)
+        self._session.models.use_kept(name)
 
     def _ask(self) -> None:
         names = self.chosen()

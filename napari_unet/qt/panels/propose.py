@@ -34,10 +34,10 @@ class ProposePanel(Panel):
         self.model.activated.connect(lambda _: guard(self._choose)())
         Calm(self.model)
         self.button = button(
-            "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.propose)
+            "Propose", "Let the model mask the scan, the slice on screen first.", guard(session.proposals.begin)
         )
         self.row(line("Model"), self.model, self.button)
-        self.bar = WorkBar("proposing", guard(lambda: session.cancel_proposal()))
+        self.bar = WorkBar("proposing", guard(lambda: session.proposals.cancel()))
         self.take_back = button(
             "Take back", "Stop proposing, and put the labels back as they were.", guard(self._take_back)
         )
@@ -48,18 +48,18 @@ class ProposePanel(Panel):
         look_like(self.where, "faint")
         change = tool("Where...", "Compute on this computer, or on a cluster.", guard(self._choose_where))
         self.row(self.where, change).setStretch(0, 1)
-        session.compute_changed.connect(self._show_where)
+        session.computing.changed.connect(self._show_where)
         self._show_where()
-        session.model_changed.connect(self._list_models)
-        session.verdict_changed.connect(self._list_models)
-        session.proposal_changed.connect(self.refresh)
+        session.models.changed.connect(self._list_models)
+        session.learning.verdict_changed.connect(self._list_models)
+        session.proposals.changed.connect(self.refresh)
         session.active_changed.connect(self.refresh)
         self._list_models()
         self.refresh()
 
     def refresh(self) -> None:
         """Show the proposal under way."""
-        run = self._session.proposal
+        run = self._session.proposals.run
         if run is None or run.is_over:
             self.bar.hide()
         else:
@@ -80,15 +80,15 @@ class ProposePanel(Panel):
         self.where.setText(self._session.computing.in_words)
 
     def _take_back(self) -> None:
-        self._session.cancel_proposal(take_back=True)
+        self._session.proposals.cancel(take_back=True)
 
     def _list_models(self) -> None:
         self.model.clear()
-        kept, shipped = self._session.kept_models(), shipped_models()
-        model = self._session.model
+        kept, shipped = self._session.models.kept(), shipped_models()
+        model = self._session.models.in_use
         new = [_NEW, _FROM_SCRATCH] if STARTER in shipped else [_FROM_SCRATCH]
         self.model.addItems([*new, *reversed(kept), *(name for name in shipped if name != STARTER)])
-        begun = _FROM_SCRATCH if self._session.body is None else _NEW
+        begun = _FROM_SCRATCH if self._session.models.body is None else _NEW
         name = begun if model is None else model.card.name
         if self.model.findText(name) < 0:
             self.model.addItem(name)
@@ -101,12 +101,12 @@ class ProposePanel(Panel):
             if choice == _FILE:
                 path, _ = QFileDialog.getOpenFileName(self, "Open a model", "", "Models (*.safetensors)")
                 if path:
-                    self._session.use_model(find_task_model(str(Path(path))))
+                    self._session.models.use(find_task_model(str(Path(path))))
             elif choice in (_NEW, _FROM_SCRATCH):
-                self._session.begin_anew(find_model(STARTER if choice == _NEW else SCRATCH))
-            elif choice in self._session.kept_models():
-                self._session.use_kept_model(choice)
+                self._session.models.begin_anew(find_model(STARTER if choice == _NEW else SCRATCH))
+            elif choice in self._session.models.kept():
+                self._session.models.use_kept(choice)
             elif choice in shipped_models():
-                self._session.use_model(find_task_model(choice))
+                self._session.models.use(find_task_model(choice))
         finally:
             self._list_models()

@@ -36,7 +36,7 @@ class SliceRibbon(QWidget):
         super().__init__()
         self._session, self._go_to = session, go_to
         self._known: tuple[ScanState, NDArray[np.float64] | None] | None = None
-        session.uncertainty_changed.connect(self._forget)
+        session.proposals.uncertainty_changed.connect(self._forget)
         self.setAccessibleName("Slices")
         self.setToolTip(
             "One cell per slice. Green: accepted. Blue: accepted, held out to judge models. Orange: painted on. "

@@ -81,7 +81,7 @@ class ScansDialog(QDialog):
 
     def refresh(self) -> None:
         """Look at what was done to each scan."""
-        found = self._session.audits()
+        found = self._session.audits.all()
         self._places = [place for place, _ in found]
         self.table.setRowCount(len(found))
         for row, (place, card) in enumerate(found):
