@@ -84,6 +84,11 @@ class Tools:
         self.locked = self.locked | {value} if locked else self.locked - {value}
         self.rules_changed.emit()
 
+    def unlock_all(self) -> None:
+        """Protect no class any more: in another project the numbers stand for others."""
+        self.locked = frozenset()
+        self.rules_changed.emit()
+
     @property
     def protects(self) -> bool:
         """Whether there is anything that a stroke may not paint over."""
