@@ -35,7 +35,7 @@ class Monkey:
 
     def on_screen(self):
         """A voxel of the slice on screen."""
-        here = self.desk.widget.binder.slice_on_screen(self.desk.session.active)
+        here = self.desk.widget.on_screen.slice_of(self.desk.session.active)
         return (float(here), *self.voxel()[1:])
 
     def one_of(self, things):
@@ -86,7 +86,7 @@ class Monkey:
         self.desk.widget.correct.size.setValue(float(self.random.uniform(2, 30)))
 
     def do_scroll(self):
-        self.desk.widget._go_to(int(self.random.integers(SHAPE[0])))
+        self.desk.widget.on_screen.go_to(int(self.random.integers(SHAPE[0])))
 
     def do_turn(self):
         order = self.one_of(((0, 1, 2), (0, 1, 2), (1, 0, 2), (2, 0, 1)))
@@ -142,7 +142,7 @@ def consistent(desk):
     journal = desk.session.ledger.journal()
     with closing(journal):
         for state in desk.session.scans:
-            layer = desk.widget.binder.labels_layer(state)
+            layer = desk.widget.layers.labels(state)
             np.testing.assert_array_equal(layer.data, state.annotation.labels)
             known = journal.scan(state.scan.fingerprint)
             if known is None:
