@@ -40,7 +40,7 @@ def _window(with_dock: bool) -> tuple[Any, Any, Any]:
         _, dock = viewer.window.add_plugin_dock_widget("napari-unet", "Annotate")
         dock.session.set_schema(schema)
         state = dock.session.add_scan(scan, truth)
-        return viewer, dock, dock.binder.labels_layer(state)
+        return viewer, dock, dock.layers.labels(state)
     from qtpy.QtWidgets import QWidget
 
     # As wide as the Annotate dock, so that both canvases have one size.

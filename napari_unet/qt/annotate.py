@@ -20,9 +20,11 @@ from napari_unet.qt.actions import Actions
 from napari_unet.qt.bridge import Bridge, guarded
 from napari_unet.qt.choosing import read_asking
 from napari_unet.qt.drops import DropOpener
+from napari_unet.qt.hand import Hand
 from napari_unet.qt.layer_data import image_arguments, picture
 from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.looks import look_like, style_sheet
+from napari_unet.qt.on_screen import OnScreen
 from napari_unet.qt.overlays import Overlays
 from napari_unet.qt.panels.correct import TOOLS, CorrectPanel
 from napari_unet.qt.panels.finish import FinishPanel
@@ -34,6 +36,7 @@ from napari_unet.qt.panels.project import ProjectBar
 from napari_unet.qt.panels.propose import ProposePanel
 from napari_unet.qt.panels.scan import ScanPanel
 from napari_unet.qt.panels.volumes import VolumesDialog
+from napari_unet.qt.scan_layers import ScanLayers
 from napari_unet.qt.second_series import SecondSeries
 from napari_unet.session.log import log_to_file
 from napari_unet.session.models import find_model
@@ -69,23 +72,27 @@ class AnnotateWidget(QWidget):
         self.keys: KeysDialog | None = None
         self._viewer = viewer
         self._notice = line("", "Messages")
-        self.binder = LayerBinder(viewer, self.session, self.say, self.actions.bind)
-        self.overlays = Overlays(viewer, self.session, self.binder.hand_back)
-        self.second = SecondSeries(viewer, self.session, self.binder.hand_back, self._guard, self.say)
-        self._bridge = Bridge(self, self.session.poll, lambda: self.binder.drawing)
+        self.layers = ScanLayers(self.session)
+        self.on_screen = OnScreen(viewer, self.session, self.layers)
+        self.hand = Hand(viewer, self.session, self.layers, self.say)
+        self._binder = LayerBinder(
+            viewer, self.session, self.layers, self.on_screen, self.hand, self.say, self.actions.bind
+        )
+        self.overlays = Overlays(viewer, self.session, self.hand.hand_back)
+        self.second = SecondSeries(viewer, self.session, self.hand.hand_back, self._guard, self.say)
+        self._bridge = Bridge(self, self.session.poll, lambda: self.hand.drawing)
         self._drops = DropOpener(self, self.open_path)
         self.project = ProjectBar(self.session, self._guard, self.say)
         self.guide = Guide(self.session, self._guard)
         self.project.guide_wanted.connect(self.guide.show_again)
-        self.volumes = VolumesDialog(self.session, viewer, self.binder, self)
-        self.scan = ScanPanel(self.session, self.binder, self._guard(self.open_views), self._guard(self.volumes.show))
+        self.volumes = VolumesDialog(self.session, viewer, self.layers, self)
+        self.scan = ScanPanel(self.session, self.layers, self._guard(self.open_views), self._guard(self.volumes.show))
         self.propose = ProposePanel(self.session, self._guard)
-        self.correct = CorrectPanel(self.session, self.binder, self._guard, self._go_to)
+        self.correct = CorrectPanel(self.session, self.layers, self.on_screen, self.hand, self._guard)
         self.improve = ImprovePanel(self.session, self._guard)
         self.finish = FinishPanel(self.session, self._guard, self.say)
         self._lay_out()
         self.session.notified.connect(self._show_notice)
-        self.session.slice_wanted.connect(self._go_to)
         self._list_actions()
         viewer.dims.events.current_step.connect(self._slice_moved)
         viewer.events.theme.connect(self._follow_theme)
@@ -139,7 +146,8 @@ class AnnotateWidget(QWidget):
         self.overlays.close()
         self.second.close()
         self.volumes.let_go()
-        self.binder.close()
+        self._binder.close()
+        self.on_screen.close()
         self.improve.close_settings()
         self.correct.close_dialogs()
         self.propose.close_dialog()
@@ -201,7 +209,7 @@ class AnnotateWidget(QWidget):
         self.say(notice.message)
 
     def _enter(self) -> None:
-        if not self.binder.finish_polygon():
+        if not self.hand.finish_polygon():
             self.correct.accept_visible()
 
     def _list_actions(self) -> None:
@@ -213,10 +221,10 @@ class AnnotateWidget(QWidget):
         add("accept_scan", "Accept scan", "", correct.accept_all, "Accept all slices as they stand.")
         add("next_to_check", "Next to check", "N", session.next_to_check, "Go to the slice where a look pays most.")
         add("blink", "Before and after", "B", self.overlays.blink, "Show the labels from before, or those of now.")
-        add("undo", "Undo", "Control-Z", self.binder.undo, "Take back the last step.")
-        add("redo", "Redo", "Control-Shift-Z", self.binder.redo, "Do it again.")
+        add("undo", "Undo", "Control-Z", self.hand.undo, "Take back the last step.")
+        add("redo", "Redo", "Control-Shift-Z", self.hand.redo, "Do it again.")
         for key, (tool, title, tip) in zip("2S143I6", TOOLS, strict=True):
-            add(tool, title, key, partial(self.binder.take, tool), tip)
+            add(tool, title, key, partial(self.hand.take, tool), tip)
         add("tools", "Tools...", "T", correct.open_tools, "Between slices, grow, threshold, margin, split...")
         add("clean_up", "Clean up...", "", correct.open_clean_up, "Remove islands, fill holes, smooth.")
         add("classes", "Classes...", "", correct.open_classes, "Name the classes, add or remove some.")
@@ -229,18 +237,6 @@ class AnnotateWidget(QWidget):
 
     def _slice_moved(self, event: object = None) -> None:
         self.correct.ribbon.update()
-
-    def _go_to(self, index: int) -> None:
-        state = self.session.active
-        if state is not None and state.scan.slice_axis is not None:
-            offset = self._viewer.dims.ndim - 3
-            layer = self.binder.image_layer(state)
-            if layer is None:
-                return
-            point = [0.0] * 3
-            point[state.scan.slice_axis] = index
-            world = layer.data_to_world(point)[state.scan.slice_axis]
-            self._viewer.dims.set_point(offset + state.scan.slice_axis, world)
 
     def _lay_out(self) -> None:
         content = QWidget()

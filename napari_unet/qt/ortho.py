@@ -48,7 +48,7 @@ class ViewsWidget(QWidget):
         self.setObjectName("napari-unet-views")
         self._viewer = napari_viewer
         self._annotate = _annotate_dock(napari_viewer)
-        self._session, self._binder = self._annotate.session, self._annotate.binder
+        self._session, self._layers = self._annotate.session, self._annotate.layers
         self._closed = self._placed = False
         self._watched: list[Layer] = []
         self.said = line("", "Views")
@@ -106,7 +106,7 @@ class ViewsWidget(QWidget):
         if self._closed:
             return
         state = self._session.active
-        image = self._binder.image_layer(state) if state is not None else None
+        image = self._layers.image(state) if state is not None else None
         is_volume = state is not None and image is not None and len(state.scan.spatial_shape) == 3
         self._watch(state if is_volume else None)
         self.said.setText(_NO_SCAN if state is None or image is None else _FLAT)
@@ -121,13 +121,13 @@ class ViewsWidget(QWidget):
 
     def point(self, state: ScanState) -> tuple[int, ...]:
         """Return the voxel of a scan that the views go through, by napari's dims; the nearest where it is outside."""
-        layer = self._binder.image_layer(state)
+        layer = self._layers.image(state)
         assert layer is not None
         found = layer.world_to_data(self._viewer.dims.point[-layer.ndim :])
         return tuple(int(np.clip(round(at), 0, n - 1)) for at, n in zip(found, state.scan.spatial_shape, strict=True))
 
     def _picture(self, state: ScanState, plane: Plane, point: tuple[int, ...]) -> PlanePicture:
-        image, labels = self._binder.image_layer(state), self._binder.labels_layer(state)
+        image, labels = self._layers.image(state), self._layers.labels(state)
         assert image is not None
         scan, index = state.scan, point[plane.axis]
         pixels = _coloured(image, plane, index)
@@ -150,7 +150,7 @@ class ViewsWidget(QWidget):
         """Listen to the layers of a scan, and no longer to others."""
         wanted: list[Layer] = []
         if state is not None:
-            candidates = (self._binder.image_layer(state), self._binder.labels_layer(state))
+            candidates = (self._layers.image(state), self._layers.labels(state))
             wanted = [layer for layer in (*candidates, *self._annotate.second.layers(state)) if layer is not None]
         for layer in [each for each in self._watched if each not in wanted]:
             self._hear(layer, False)
@@ -169,7 +169,7 @@ class ViewsWidget(QWidget):
     def _go_to(self, indices: dict[int, int]) -> None:
         """Have napari, and so all views, go through other voxels along some axes."""
         state = self._session.active
-        layer = self._binder.image_layer(state) if state is not None else None
+        layer = self._layers.image(state) if state is not None else None
         if state is None or layer is None:
             return
         point = list(self.point(state))
@@ -186,7 +186,7 @@ class ViewsWidget(QWidget):
 
     def _scroll(self, axis: int, by: int) -> None:
         state = self._session.active
-        if state is not None and self._binder.image_layer(state) is not None:
+        if state is not None and self._layers.image(state) is not None:
             self._go_to({axis: self.point(state)[axis] + by})
 
     def _follow_mouse(self, viewer: object, event: Any) -> None:
@@ -194,7 +194,7 @@ class ViewsWidget(QWidget):
         state = self._session.active
         if state is None or self._viewer.dims.ndisplay != 2 or "Shift" not in event.modifiers or event.is_dragging:
             return
-        layer = self._binder.image_layer(state)
+        layer = self._layers.image(state)
         if layer is not None and layer.ndim == 3:
             found = layer.world_to_data(event.position[-3:])
             offset = self._viewer.dims.ndim - 3

@@ -64,7 +64,7 @@ class Desk:
     @property
     def layer(self) -> Any:
         """Labels layer of the active scan."""
-        return self.widget.binder.active_labels
+        return self.widget.layers.active_labels
 
     @property
     def said(self) -> str:

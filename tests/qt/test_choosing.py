@@ -104,7 +104,7 @@ def test_who_cancels_gets_nothing_and_no_error(desk: Desk, beating: Path) -> Non
 def test_ct_has_windows(desk: Desk) -> None:
     scan = replace(make_scan(), modality="CT", window=(-100.0, 200.0))
     desk.open(scan)
-    choice, image = desk.widget.scan.window_choice, desk.widget.binder.image_layer(desk.session.active)
+    choice, image = desk.widget.scan.window_choice, desk.widget.layers.image(desk.session.active)
     assert choice.isVisible()
     assert choice.currentText() == "as stored"
     assert image.contrast_limits == [-100, 200]
@@ -119,6 +119,6 @@ def test_ct_has_windows(desk: Desk) -> None:
 def test_an_inverted_picture_is_shown_inverted_with_its_values_kept(desk: Desk) -> None:
     scan = replace(make_scan(), inverted=True)
     desk.open(scan)
-    image = desk.widget.binder.image_layer(desk.session.active)
+    image = desk.widget.layers.image(desk.session.active)
     assert image.colormap.name == "gray_r"
     assert image.data is scan.data

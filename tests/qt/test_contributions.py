@@ -46,7 +46,7 @@ def drop(desk: Desk, path: Path) -> None:
 def test_a_dropped_file_is_upright_nameless_and_writes_back(desk: Desk, source: Path, tmp_path: Path) -> None:
     drop(desk, source)
     state = desk.session.active
-    image = desk.widget.binder.image_layer(state)
+    image = desk.widget.layers.image(state)
     assert [layer.name for layer in desk.viewer.layers] == ["scan 1", "scan 1 labels"]
     for text in (desk.widget._notice.text(), desk.widget.scan._about.text(), desk.viewer.title):
         assert SECRET not in text
@@ -92,7 +92,7 @@ def test_phantoms_open_with_their_truth_hidden(desk: Desk, spacing: str) -> None
     desk.settle()
     state = desk.session.active
     truth = next(layer for layer in desk.viewer.layers if layer.name.endswith("truth"))
-    image = desk.widget.binder.image_layer(state)
+    image = desk.widget.layers.image(state)
     assert not truth.visible
     assert image.visible
     assert desk.layer.visible
@@ -110,7 +110,7 @@ def test_pictures_open(desk: Desk, key: str) -> None:
     desk.viewer.open_sample("napari-unet", key)
     desk.settle()
     state = desk.session.active
-    image = desk.widget.binder.image_layer(state)
+    image = desk.widget.layers.image(state)
     assert image.rgb == (key != "cell")
     assert image.axis_labels == ("y", "x")
     assert {str(unit) for unit in image.units} == {"pixel"}

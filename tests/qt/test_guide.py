@@ -33,7 +33,7 @@ def test_the_first_steps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.name for each in desk.session.schema.classes] == ["liver", "kidneys", "spleen", "aorta"]
     assert guide.done == [True, False, False, False, False]
     assert not guide.sample.isVisible()
-    index = desk.widget.binder.slice_on_screen(state)
+    index = desk.widget.on_screen.slice_of(state)
     desk.drag((index, 50, 40), (index, 50, 60))
     assert guide.done == [True, True, False, False, False]
     desk.drag((index, 60, 40), (index, 60, 60))

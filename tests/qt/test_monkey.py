@@ -36,7 +36,7 @@ class Monkey:
 
     def on_screen(self):
         """A voxel of the slice on screen."""
-        here = self.desk.widget.binder.slice_on_screen(self.desk.session.active)
+        here = self.desk.widget.on_screen.slice_of(self.desk.session.active)
         return (float(here), *self.voxel()[1:])
 
     def one_of(self, things):
@@ -87,7 +87,7 @@ class Monkey:
         self.desk.widget.correct.size.setValue(float(self.random.uniform(2, 30)))
 
     def do_scroll(self):
-        self.desk.widget._go_to(int(self.random.integers(SHAPE[0])))
+        self.desk.widget.on_screen.go_to(int(self.random.integers(SHAPE[0])))
 
     def do_turn(self):
         order = self.one_of(((0, 1, 2), (0, 1, 2), (1, 0, 2), (2, 0, 1)))
@@ -143,7 +143,7 @@ def disagreements(desk):
     found = []
     with closing(desk.session.ledger.journal()) as journal:
         for number, state in enumerate(desk.session.scans):
-            mine, layer = state.annotation, desk.widget.binder.labels_layer(state)
+            mine, layer = state.annotation, desk.widget.layers.labels(state)
             known = journal.scan(state.scan.fingerprint)
             kept = replayed(journal, known, None)[0].annotation if known else Annotation.empty(SHAPE, 0)
             sides = {

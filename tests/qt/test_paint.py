@@ -106,10 +106,10 @@ def test_undo_waits_for_the_end_of_the_stroke(desk: Desk) -> None:
     desk.drag((3, 5, 5), (3, 5, 9))
     desk.press((3, 10, 12))
     desk.move((3, 10, 16))
-    assert desk.widget.binder.drawing
+    assert desk.widget.hand.drawing
     desk.key(Qt.Key.Key_Z, CTRL)
     desk.release((3, 10, 16))
-    assert not desk.widget.binder.drawing
+    assert not desk.widget.hand.drawing
     assert annotation.labels[3, 5, 5:10].all()
     assert annotation.labels[3, 10, 12:17].all()
     assert same(desk)
@@ -255,7 +255,7 @@ def test_a_removed_layer_closes_the_scan_and_keeps_the_labels(desk: Desk) -> Non
     desk.open(scan)
     assert desk.session.active.annotation.labels[3, 10, 12:21].all()
     assert same(desk)
-    desk.viewer.layers.remove(desk.widget.binder.image_layer(desk.session.active))
+    desk.viewer.layers.remove(desk.widget.layers.image(desk.session.active))
     assert desk.session.scans == []
 
 

@@ -46,7 +46,7 @@ def test_what_was_open_last_time_is_a_click_away(desk, volume, tmp_path):
     desk.qtbot.waitUntil(lambda: len(desk.session.scans) == 1 and not bar.again.isVisible())
     desk.spin()
     assert desk.layer.data[5, :10].all()
-    assert desk.widget.binder.slice_on_screen(desk.session.active) == 5
+    assert desk.widget.on_screen.slice_of(desk.session.active) == 5
     assert str(tmp_path / "brain study") in Preferences.read().projects
 
 
@@ -78,7 +78,7 @@ def test_two_readers_are_compared_and_one_decides(desk, volume, tmp_path):
     assert [name for name in names if "other labels" in name or "differences" in name] == names[-2:]
     assert dialog.table.item(0, 1).text() == f"{2 * 2 * 8 / (2 * 8 + 2 * 10):.3f}"
     desk.push(dialog.following)
-    assert desk.widget.binder.slice_on_screen(state) == 2
+    assert desk.widget.on_screen.slice_of(state) == 2
     desk.push(dialog.theirs)
     assert state.annotation.labels[2, 8:10].all()
     assert not state.annotation.labels[3, 8:10].any()

@@ -29,7 +29,7 @@ def test_next_accept_next_with_the_keyboard_alone(desk):
     for _ in range(5):
         desk.key(Qt.Key.Key_N)
         desk.spin()
-        seen.append(desk.widget.binder.slice_on_screen(state))
+        seen.append(desk.widget.on_screen.slice_of(state))
         desk.key(Qt.Key.Key_Return)
     assert sorted(seen) == [2, 3, 4, 5, 6]
     assert state.annotation.accepted[2:7].all()

@@ -135,7 +135,7 @@ def test_what_the_brushes_of_napari_leave_open(work):
     state.before_proposal = np.zeros_like(state.annotation.labels)
     desk.key(Qt.Key.Key_B)
     desk.key(Qt.Key.Key_B)
-    assert desk.widget.binder.tool == "smart"
+    assert desk.widget.hand.tool == "smart"
 
 
 def test_a_click_on_a_piece_offers_what_can_be_done_with_it(work):
@@ -147,7 +147,7 @@ def test_a_click_on_a_piece_offers_what_can_be_done_with_it(work):
     desk.layer.data[...] = view
     desk.push(panel.tools["piece"])
     heard = []
-    desk.widget.binder.piece_clicked.connect(lambda *said: heard.append(said))
+    desk.widget.hand.piece_clicked.connect(lambda *said: heard.append(said))
     desk.click((3, 8, 8))
     desk.until(lambda: QApplication.activePopupWidget() is not None)
     QApplication.activePopupWidget().close()
@@ -183,7 +183,7 @@ def test_tools_with_a_preview(work):
     desk.key(Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
     np.testing.assert_array_equal(desk.layer.data, before)
 
-    desk.widget._go_to(5)
+    desk.widget.on_screen.go_to(5)
     desk.drag((5, 10, 8), (5, 20, 8))
     dialog.choice.setCurrentText("Fill between slices")
     desk.push(dialog.preview)

@@ -86,7 +86,7 @@ def check_views(desk: Desk, views: ViewsWidget, slice_axis: int) -> None:
     assert views.point(state) == target
     world = desk.viewer.dims.point
     np.testing.assert_allclose(world, np.array(target) * _SPACING + (100, -40, -20), atol=1e-6)
-    assert desk.widget.binder.slice_on_screen(state) == target[slice_axis]
+    assert desk.widget.on_screen.slice_of(state) == target[slice_axis]
     for pane in (first, second):
         np.testing.assert_allclose(pane.shown.pixels[..., 0], grey(desk, pane, target[pane.plane.axis]), atol=1)
         origin, there = place(pane, (0, 0, 0)), place(pane, tuple(n - 1 for n in _SHAPE))
@@ -139,7 +139,7 @@ def test_the_views_follow_strokes_colours_windows_and_scans(desk: Desk) -> None:
     desk.session.set_schema(LabelSchema(classes=(blue,)))
     desk.spin()
     assert coronal.shown.pixels[row, 17, 2] > coronal.shown.pixels[row, 17, 0] + 100
-    image = desk.widget.binder.image_layer(state)
+    image = desk.widget.layers.image(state)
     image.contrast_limits = (-255.0, 0.0)
     desk.layer.visible = False
     desk.spin()
@@ -209,7 +209,7 @@ def test_a_second_series_volumes_and_surfaces(desk: Desk) -> None:
     assert [dialog.table.item(1, column).text() for column in range(3)] == ["total", f"{ml:.2f}", "1"]
     desk.canvas.hide()
     desk.push(dialog.solid)
-    image = desk.widget.binder.image_layer(state)
+    image = desk.widget.layers.image(state)
     assert desk.viewer.dims.ndisplay == 3
     assert not image.visible
     assert desk.layer.visible

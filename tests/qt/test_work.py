@@ -142,7 +142,7 @@ def test_the_window_may_be_closed_while_it_trains(desk: Desk, checkpoint: Checkp
     assert desk.widget.session.engine.state == "closed"
 
 
-@pytest.mark.parametrize("which", [pytest.param("image_layer", marks=pytest.mark.slow), "labels_layer"])
+@pytest.mark.parametrize("which", [pytest.param("image", marks=pytest.mark.slow), "labels"])
 def test_layers_may_vanish_while_slabs_arrive(desk: Desk, checkpoint: Checkpoint, which: str) -> None:
     desk.session.models.use(checkpoint)
     desk.open(make_scan(BIG))
@@ -150,7 +150,7 @@ def test_layers_may_vanish_while_slabs_arrive(desk: Desk, checkpoint: Checkpoint
     desk.session.proposals.begin()
     desk.until(lambda: desk.session.proposals.run.progress.fraction > 0, 60)
     desk.canvas.hide()
-    desk.viewer.layers.remove(getattr(desk.widget.binder, which)(state))
+    desk.viewer.layers.remove(getattr(desk.widget.layers, which)(state))
     desk.until(lambda: desk.session.proposals.run.is_over, 60)
     desk.qtbot.wait(300)
     assert desk.session.scans == []

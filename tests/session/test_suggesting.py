@@ -94,4 +94,4 @@ def test_marks_come_back_and_stand_in_the_list(open_session):
     second.close()
     third = open_session()
     assert third.add_scan(scan_of()).flag is None
-    assert third.audit(third.scans[0]).flag is None
+    assert third.audits.of(third.scans[0]).flag is None

@@ -22,13 +22,15 @@ from qtpy.QtWidgets import (
 )
 
 from napari_unet.domain.errors import SessionError
-from napari_unet.qt.layers import LayerBinder
+from napari_unet.qt.hand import Hand
+from napari_unet.qt.on_screen import OnScreen
 from napari_unet.qt.panels.classes import ClassesDialog
 from napari_unet.qt.panels.clean_up import CleanUpDialog
 from napari_unet.qt.panels.earlier import EarlierDialog
 from napari_unet.qt.panels.parts import Calm, Panel, button, colour_icon, line, tool
 from napari_unet.qt.panels.ribbon import SliceRibbon
 from napari_unet.qt.panels.tools import ToolsDialog
+from napari_unet.qt.scan_layers import ScanLayers
 from napari_unet.session.classes import change_classes, edited_schema
 from napari_unet.session.session import Session
 from napari_unet.session.state import ScanState
@@ -59,9 +61,10 @@ Guard = Callable[[Callable[..., object]], Callable[..., None]]
 class CorrectPanel(Panel):
     """Class picker, brushes and tools, undo, Live, the slice ribbon, and Accept."""
 
-    def __init__(self, session: Session, binder: LayerBinder, guard: Guard, go_to: Callable[[int], None]) -> None:
+    def __init__(self, session: Session, layers: ScanLayers, on_screen: OnScreen, hand: Hand, guard: Guard) -> None:
         super().__init__("Correct")
-        self._session, self._binder, self._guard = session, binder, guard
+        self._session, self._guard = session, guard
+        self._layers, self._on_screen, self._hand = layers, on_screen, hand
         self.clean_up: CleanUpDialog | None = None
         self.earlier: EarlierDialog | None = None
         self.dialog: ToolsDialog | None = None
@@ -85,15 +88,15 @@ class CorrectPanel(Panel):
         self.row(*list(self.tools.values())[4:], self._ball_box())
         self._add_brush_row()
         self.row(
-            tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance.", guard(binder.undo)),
-            tool("Redo", "Do it again.", guard(binder.redo)),
+            tool("Undo", "Take back the last step: a stroke, a proposal, an acceptance.", guard(hand.undo)),
+            tool("Redo", "Do it again.", guard(hand.redo)),
             tool(
                 "Tools...", "Between slices, grow, threshold, margin, split...; with a preview.", guard(self.open_tools)
             ),
             tool("Clean up...", "Remove islands, fill holes, smooth; with a preview.", guard(self.open_clean_up)),
             self._live_box(),
         )
-        self.ribbon = SliceRibbon(session, go_to)
+        self.ribbon = SliceRibbon(session, on_screen.go_to)
         self.body.addWidget(self.ribbon)
         self.accept_slice = button(
             "Accept slice", "This slice is right as it stands: learn from it.", guard(self.accept_visible)
@@ -113,8 +116,8 @@ class CorrectPanel(Panel):
         earlier = tool("Earlier...", "What was done to this scan, and back to any of it.", guard(self.open_earlier))
         self.row(self._said, earlier).setStretch(0, 1)
         session.schema_changed.connect(self._list_classes)
-        binder.tool_changed.connect(self._show_tool)
-        binder.piece_clicked.connect(self._ask_about_piece)
+        hand.changed.connect(self._show_tool)
+        hand.piece_clicked.connect(self._ask_about_piece)
         session.tools.rules_changed.connect(self._show_rules)
         for signal in (session.active_changed, session.acceptance_changed, session.labels_changed):
             signal.connect(lambda *_: self.refresh())
@@ -132,7 +135,7 @@ class CorrectPanel(Panel):
     def open_tools(self) -> None:
         """Open the dialog of the tools that change more than a stroke."""
         if self.dialog is None:
-            self.dialog = ToolsDialog(self._session, self._binder, self._guard, self)
+            self.dialog = ToolsDialog(self._session, self._layers, self._guard, self)
         self.dialog.refresh()
         self.dialog.show()
         self.dialog.raise_()
@@ -165,7 +168,7 @@ class CorrectPanel(Panel):
         self.size.setKeyboardTracking(False)
         self.size.setAccessibleName("Brush size")
         self.size.setToolTip("Diameter of brush and eraser; [ and ] change it too.")
-        self.size.valueChanged.connect(self._guard(self._binder.set_brush_mm))
+        self.size.valueChanged.connect(self._guard(self._hand.set_brush_mm))
         self.rule = QComboBox()
         # Its own measure forgets napari's margins.
         self.rule.setMinimumContentsLength(max(len(text) for _, text in _RULES))
@@ -183,7 +186,7 @@ class CorrectPanel(Panel):
         self.ball.setAccessibleName("Brushes are balls")
         self.ball.setToolTip("Brushes and eraser reach into the slices around: balls instead of discs, in millimetres.")
         self.ball.setFocusPolicy(Qt.FocusPolicy.TabFocus)
-        self.ball.toggled.connect(self._guard(self._binder.set_ball))
+        self.ball.toggled.connect(self._guard(self._hand.set_ball))
         return self.ball
 
     def _ask_about_piece(self, state: ScanState, index: tuple[int, ...]) -> None:
@@ -251,9 +254,9 @@ class CorrectPanel(Panel):
         """Accept the slice on screen, or open it again."""
         state = self._session.active
         if state is not None:
-            if not self._binder.shows_slices(state):
+            if not self._on_screen.shows_slices(state):
                 raise SessionError("The slice to accept is not on screen: turn the view to the acquired plane first.")
-            index = self._binder.slice_on_screen(state)
+            index = self._on_screen.slice_of(state)
             self._session.accept_slices(state, [index], accepted=not state.annotation.accepted[index])
 
     def accept_all(self) -> None:
@@ -262,27 +265,27 @@ class CorrectPanel(Panel):
             self._session.accept_slices(self._session.active)
 
     def _take(self, mode: str) -> None:
-        self._binder.take(mode)
+        self._hand.take(mode)
 
     def _pick(self, value: int) -> None:
-        layer = self._binder.active_labels
+        layer = self._layers.active_labels
         if layer is not None:
             layer.selected_label = value
-            if self._binder.tool not in ("paint", "smart", "fill", "polygon"):
-                self._binder.take("paint")
+            if self._hand.tool not in ("paint", "smart", "fill", "polygon"):
+                self._hand.take("paint")
 
     def _show_tool(self) -> None:
         """Show which tool and which class the active layer has in hand, whoever chose them."""
-        layer = self._binder.active_labels
+        layer = self._layers.active_labels
         for mode, each in self.tools.items():
             each.setEnabled(layer is not None)
-            each.setChecked(mode == self._binder.tool)
+            each.setChecked(mode == self._hand.tool)
         for value, choice in self.choices.items():
             if layer is not None and layer.selected_label == value:
                 choice.setChecked(True)
         self.size.setEnabled(layer is not None)
         self.ball.setEnabled(layer is not None and layer.ndim == 3)
-        diameter, state = self._binder.brush_mm, self._session.active
+        diameter, state = self._hand.brush_mm, self._session.active
         if diameter is not None and state is not None:
             self.size.blockSignals(True)
             self.size.setSuffix(" mm" if state.scan.geometry.spacing is not None else " px")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from qtpy.QtWidgets import QComboBox, QLabel
 
 from napari_unet.qt.layer_data import CT_WINDOWS, whole_window
-from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.looks import look_like
 from napari_unet.qt.panels.parts import Calm, Panel, button, line
+from napari_unet.qt.scan_layers import ScanLayers
 from napari_unet.session.session import Session
 
 _EMPTY = "Drop a scan onto the window, or choose File > Open Sample > U-Net."
@@ -19,10 +19,10 @@ class ScanPanel(Panel):
     """One line about the scan, one for each warning, the windows of CT, and what else can be looked at."""
 
     def __init__(
-        self, session: Session, binder: LayerBinder, open_views: Callable[[], None], open_volumes: Callable[[], None]
+        self, session: Session, layers: ScanLayers, open_views: Callable[[], None], open_volumes: Callable[[], None]
     ) -> None:
         super().__init__("Scan")
-        self._session, self._binder = session, binder
+        self._session, self._layers = session, layers
         self._about = line(_EMPTY, "Scan")
         self._warnings = line("", "Warnings about the scan")
         look_like(self._warnings, "warning")
@@ -63,7 +63,7 @@ class ScanPanel(Panel):
 
     def _show_windows(self) -> None:
         state = self._session.active
-        layer = self._binder.image_layer(state) if state is not None else None
+        layer = self._layers.image(state) if state is not None else None
         is_ct = state is not None and layer is not None and state.scan.modality == "CT"
         self._window_label.setVisible(is_ct)
         self.window_choice.setVisible(is_ct)
@@ -84,6 +84,6 @@ class ScanPanel(Panel):
 
     def _choose_window(self, index: int) -> None:
         state = self._session.active
-        layer = self._binder.image_layer(state) if state is not None else None
+        layer = self._layers.image(state) if state is not None else None
         if state is not None and layer is not None:
             layer.contrast_limits = self._window_at(index) or whole_window(state.scan)

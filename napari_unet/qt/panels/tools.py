@@ -11,8 +11,8 @@ from qtpy.QtWidgets import QComboBox, QDialog, QDoubleSpinBox, QFormLayout, QHBo
 
 from napari_unet.domain.errors import SessionError
 from napari_unet.editing.tools import TOOLS, FillBetween, Threshold, ToolSettings
-from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.parts import button, line
+from napari_unet.qt.scan_layers import ScanLayers
 from napari_unet.session.session import Session
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
@@ -24,11 +24,11 @@ _FIRST = "Paint on the scan, then press Preview: nothing is changed before Apply
 class ToolsDialog(QDialog):
     """One tool at a time, made from its settings class, on the class in the hand."""
 
-    def __init__(self, session: Session, binder: LayerBinder, guard: Guard, parent: QWidget) -> None:
+    def __init__(self, session: Session, layers: ScanLayers, guard: Guard, parent: QWidget) -> None:
         super().__init__(parent)
         self.setWindowTitle("Tools")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose, False)
-        self._session, self._binder = session, binder
+        self._session, self._layers = session, layers
         self._editors: dict[str, QWidget] = {}
         self.choice = QComboBox()
         self.choice.setAccessibleName("Tool")
@@ -116,11 +116,11 @@ class ToolsDialog(QDialog):
 
     def _suggest_range(self) -> None:
         """Begin with the grey values of what is painted already, or with the window that is shown."""
-        state, layer = self._session.active, self._binder.active_labels
+        state, layer = self._session.active, self._layers.active_labels
         if state is None or layer is None:
             return
         found = self._session.tools.typical(state, int(layer.selected_label))
-        image = self._binder.image_layer(state)
+        image = self._layers.image(state)
         if found is None and image is not None:
             found = tuple(image.contrast_limits)
         if found is not None:
@@ -128,7 +128,7 @@ class ToolsDialog(QDialog):
                 self._editors[name].setValue(value)
 
     def _look(self) -> None:
-        layer = self._binder.active_labels
+        layer = self._layers.active_labels
         if layer is None:
             raise SessionError("No scan is open: there is nothing to work on.")
         self._session.tools.look(self.settings(), int(layer.selected_label), self.scope.currentData())

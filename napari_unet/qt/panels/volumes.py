@@ -9,8 +9,8 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QAbstractItemView, QDialog, QHeaderView, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_unet.evaluation.volumes import ClassVolume, class_volumes
-from napari_unet.qt.layers import LayerBinder
 from napari_unet.qt.panels.parts import button, colour_icon, line
+from napari_unet.qt.scan_layers import ScanLayers
 from napari_unet.session.session import Session
 
 # Counting the pieces of a large volume takes a second or more: not while the hand paints.
@@ -27,14 +27,14 @@ class VolumesDialog(QDialog):
     ----------
     session : Session
     viewer : ViewerModel
-    binder : LayerBinder
+    layers : ScanLayers
     parent : QWidget
     """
 
-    def __init__(self, session: Session, viewer: ViewerModel, binder: LayerBinder, parent: QWidget) -> None:
+    def __init__(self, session: Session, viewer: ViewerModel, layers: ScanLayers, parent: QWidget) -> None:
         super().__init__(parent)
         self.setWindowTitle("Volumes")
-        self._session, self._viewer, self._binder = session, viewer, binder
+        self._session, self._viewer, self._layers = session, viewer, layers
         self._put_aside: Image | None = None
         self.said = line("", "What is measured")
         self.table = QTableWidget(0, 3)
@@ -111,13 +111,13 @@ class VolumesDialog(QDialog):
         if dims.ndisplay == 3:
             dims.ndisplay = 2
             return
-        image = self._binder.image_layer(state) if state is not None else None
+        image = self._layers.image(state) if state is not None else None
         dims.ndisplay = 3
         if image is not None and image.visible:
             # All of the scan at once would be a fog around the surfaces.
             self._put_aside = image
             image.visible = False
-        labels = self._binder.active_labels
+        labels = self._layers.active_labels
         if labels is not None:
             labels.iso_gradient_mode = "smooth"
         self._viewer.camera.set_view_direction(*_FROM_THE_FRONT)
@@ -133,7 +133,7 @@ class VolumesDialog(QDialog):
         image, self._put_aside = self._put_aside, None
         state = self._session.active
         if image is not None:
-            image.visible = state is not None and self._binder.image_layer(state) is image
+            image.visible = state is not None and self._layers.image(state) is image
 
 
 def _total(found: list[ClassVolume]) -> ClassVolume:
