@@ -17,7 +17,14 @@ BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?= --quick
 RESULTS := $(if $(BENCH_ARGS),build/benchmarks,benchmarks/results)
 
-.PHONY: help setup system demo test test-all cuda lint types check cover screenshots bench clean
+# Lanes with other versions than constraints.txt has, each in an environment of its own.
+PYQT6_VENV ?= .venv-pyqt6
+MIN_VENV ?= .venv-min
+LATEST_VENV ?= .venv-latest
+LANE_EXTRAS := encoders,exchange,onnx,openvino,pyqt6
+LANE_TOOLS := hypothesis import-linter pytest pytest-qt pytest-xdist simpleitk
+
+.PHONY: help setup system demo test test-all test-pyqt6 test-min test-latest cuda lint types check cover screenshots bench wheel docs clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
@@ -27,6 +34,9 @@ help:
 	@echo "make check     ruff, mypy, import-linter"
 	@echo "make cover     the tests with coverage measured"
 	@echo "make bench     the benchmarks in small; BENCH_ARGS= for full size (hours)"
+	@echo "make docs      the site of the documentation, into build/site"
+	@echo "make wheel     what is released, into dist/, checked"
+	@echo "make test-pyqt6, test-min, test-latest   the tests with PyQt6, with the oldest versions, with the newest"
 
 # System libraries that Qt, OpenGL and Xvfb need. Installed where we may; otherwise the one line to run is printed.
 system:
@@ -53,6 +63,16 @@ test: setup
 
 test-all: setup
 	$(XVFB) $(BIN)/python -m pytest $(CORES) $(PYTEST_ARGS)
+
+# constraints.txt pins both bindings; one environment holds one of them, as a user's does.
+$(PYQT6_VENV)/.installed: pyproject.toml constraints.txt | system
+	$(PYTHON) -m venv $(PYQT6_VENV)
+	$(PYQT6_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(PYQT6_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(LANE_EXTRAS)]" $(LANE_TOOLS)
+	touch $@
+
+test-pyqt6: $(PYQT6_VENV)/.installed
+	PYTEST_QT_API=pyqt6 $(XVFB) $(PYQT6_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda" $(or $(PYTEST_ARGS),tests/qt)
 
 # On a machine with an NVIDIA GPU: the tests that need one, and the CUDA column of each benchmark that has one.
 cuda: setup $(BENCH_VENV)/.installed
@@ -103,5 +123,13 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 	$(BENCH_VENV)/bin/python benchmarks/editing.py $(BENCH_ARGS) --json $(RESULTS)/editing/editing.json
 
+# What is released. That it can be installed and opens a window: tests/tools/test_release.py, a slow test.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/npe2 validate --imports napari_unet/napari.yaml
+	$(BIN)/python tools/check_release.py dist
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(PYQT6_VENV) $(MIN_VENV) $(LATEST_VENV) demo-output build dist *.egg-info
