@@ -123,6 +123,9 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 	$(BENCH_VENV)/bin/python benchmarks/editing.py $(BENCH_ARGS) --json $(RESULTS)/editing/editing.json
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
+
 # What is released. That it can be installed and opens a window: tests/tools/test_release.py, a slow test.
 wheel: setup
 	rm -rf dist
