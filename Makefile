@@ -21,17 +21,16 @@ RESULTS := $(if $(BENCH_ARGS),build/benchmarks,benchmarks/results)
 PYQT6_VENV ?= .venv-pyqt6
 MIN_VENV ?= .venv-min
 LATEST_VENV ?= .venv-latest
-LANE_EXTRAS := encoders,exchange,onnx,openvino,pyqt6
-LANE_TOOLS := hypothesis import-linter pytest pytest-qt pytest-xdist simpleitk
+LANE := encoders,exchange,onnx,openvino,pyqt6,test
 
-.PHONY: help setup system demo test test-all test-pyqt6 test-min test-latest cuda lint types check cover screenshots bench wheel docs clean
+.PHONY: help setup system demo test test-all test-pyqt6 test-min test-latest cuda lint types workflows check cover screenshots bench wheel docs clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
 	@echo "make test      install, then run the tests (GUI ones on a virtual screen)"
 	@echo "make test-all  the slow tests too"
 	@echo "make cuda      the tests and benchmarks that need an NVIDIA GPU"
-	@echo "make check     ruff, mypy, import-linter"
+	@echo "make check     ruff, mypy, import-linter, the workflows"
 	@echo "make cover     the tests with coverage measured"
 	@echo "make bench     the benchmarks in small; BENCH_ARGS= for full size (hours)"
 	@echo "make docs      the site of the documentation, into build/site"
@@ -68,11 +67,27 @@ test-all: setup
 $(PYQT6_VENV)/.installed: pyproject.toml constraints.txt | system
 	$(PYTHON) -m venv $(PYQT6_VENV)
 	$(PYQT6_VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(PYQT6_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(LANE_EXTRAS)]" $(LANE_TOOLS)
+	$(PYQT6_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(LANE)]"
 	touch $@
 
 test-pyqt6: $(PYQT6_VENV)/.installed
 	PYTEST_QT_API=pyqt6 $(XVFB) $(PYQT6_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda" $(or $(PYTEST_ARGS),tests/qt)
+
+# The oldest versions that pyproject.toml allows, and the newest. Of the former, what needs no window.
+$(MIN_VENV)/.installed: pyproject.toml constraints-min.txt | system
+	$(PYTHON) -m venv $(MIN_VENV)
+	$(MIN_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(MIN_VENV)/bin/python -m pip install --quiet --constraint constraints-min.txt --editable ".[$(LANE)]"
+	touch $@
+
+test-min: $(MIN_VENV)/.installed
+	PYTEST_QT_API=pyqt6 $(XVFB) $(MIN_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda and not gui" $(PYTEST_ARGS)
+
+test-latest: | system
+	$(PYTHON) -m venv --clear $(LATEST_VENV)
+	$(LATEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(LATEST_VENV)/bin/python -m pip install --quiet --editable ".[$(LANE)]"
+	PYTEST_QT_API=pyqt6 $(XVFB) $(LATEST_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda" $(PYTEST_ARGS)
 
 # On a machine with an NVIDIA GPU: the tests that need one, and the CUDA column of each benchmark that has one.
 cuda: setup $(BENCH_VENV)/.installed
@@ -91,7 +106,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types
+workflows: setup
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
+check: lint types workflows
 	$(BIN)/lint-imports --config setup.cfg
 
 screenshots: setup

@@ -46,8 +46,16 @@ def _of_other_programs() -> set[str]:
         o for main in (dask_scheduler.main, dask_worker.main) for p in main.params for o in (*p.opts, *p.secondary_opts)
     }
     of_torchrun = {o for action in get_args_parser()._actions for o in action.option_strings}
-    of_pip = {"--constraint", "--extra-index-url", "--find-links", "--index-url", "--no-index", "--wheel-dir"}
-    return of_dask | of_torchrun | of_pip | {"--gres", "--check", "--quiet"}
+    of_pip_and_uv = {
+        "--constraint",
+        "--extra-index-url",
+        "--find-links",
+        "--index-url",
+        "--no-index",
+        "--resolution",
+        "--wheel-dir",
+    }
+    return of_dask | of_torchrun | of_pip_and_uv | {"--gres", "--check", "--quiet"}
 
 
 def text(page: Path) -> str:
@@ -201,10 +209,10 @@ def test_hooks_need_no_network() -> None:
 
 
 def test_make_targets_that_the_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", text(ROOT / "Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", text(ROOT / "Makefile"), re.MULTILINE))
     pages = [*PAGES, *(ROOT / ".github" / "workflows").glob("*.yml")]
     named = {
-        target for page in pages for target in re.findall(r"(?:`|^|run: )make ([a-z-]+)", text(page), re.MULTILINE)
+        target for page in pages for target in re.findall(r"(?:`|^|run: )make ([a-z0-9-]+)", text(page), re.MULTILINE)
     }
     assert named
     assert named <= targets
