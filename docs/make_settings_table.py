@@ -19,6 +19,8 @@ Made by `python docs/make_settings_table.py` from the program itself. The form o
 The default is what holds where neither the plan nor a preset says otherwise; the plan is said in words before each
 training. An empty value is `null` on the command line; lists are written as JSON, such as
 `--set training.patch_size=[64,64]`.
+
+![The form of settings: what each one is, where its value comes from, and what was changed by hand](images/settings.png)
 """
 _KINDS = {"whole": "whole number", "number": "number", "figures": "list", "text": "text"}
 
