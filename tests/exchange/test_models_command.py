@@ -312,7 +312,7 @@ def test_a_monai_bundle_segments_pictures_as_monai_does(target: str, tmp_path: P
     assert from_bytes(to_bytes(model)).id == model.id
 
 
-@pytest.mark.parametrize("codes", ["RAS", "SPL"])
+@pytest.mark.parametrize("codes", ["RAS", "PIR"])
 def test_a_monai_bundle_sees_volumes_as_monai_turns_them(codes: str, tmp_path: Path) -> None:
     transforms = pytest.importorskip("monai.transforms")
     import nibabel
@@ -348,6 +348,9 @@ def test_a_monai_bundle_of_unknown_orientation_is_refused(tmp_path: Path) -> Non
         monai_bundle(tmp_path, "UNet", 3, preprocessing=preprocessing(*transforms))
         with pytest.raises(ModelError, match="orientation that is not known"):
             read_foreign(tmp_path, "bundle", CPU)
+    monai_bundle(tmp_path, "UNet", 2, preprocessing=preprocessing({**turn, "axcodes": "RAS"}))
+    with pytest.raises(ModelError, match="planes of turned volumes"):
+        read_foreign(tmp_path, "bundle", CPU)
 
 
 def test_a_monai_bundle_goes_out_and_runs_there(tmp_path: Path) -> None:
