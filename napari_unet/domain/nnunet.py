@@ -10,6 +10,8 @@ Scheme = Literal[
     "ZScoreNormalization", "CTNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"
 ]
 
+Reader = Literal["SimpleITKIO", "NibabelIO", "NaturalImage2DIO"]
+
 
 class NnunetChannel(BaseModel):
     """How the intensities of one channel are normalised, under nnU-Net's own names.
@@ -30,7 +32,8 @@ class NnunetChannel(BaseModel):
 class NnunetRecipe(BaseModel):
     """What nnU-Net does around its network (Isensee et al. 2021).
 
-    Axes are those of SimpleITK's arrays, transposed by ``transpose``. ``patch_size`` and ``spacing`` have two entries
+    ``reader`` is nnU-Net's own name of what read the scans: NaturalImage2DIO knows no millimetres. Axes are those of
+    SimpleITK's arrays, transposed by ``transpose``. ``patch_size`` and ``spacing`` have two entries
     for a 2D network. ``regions`` are the values that each sigmoid region writes, in the order in which they are
     written; None: a softmax over the background and the classes. The network gives the logits of all ``folds``, one
     after the other.
@@ -39,6 +42,7 @@ class NnunetRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: tuple[NnunetChannel, ...] = Field(min_length=1)
+    reader: Reader = "SimpleITKIO"
     spacing: tuple[float, ...]
     patch_size: tuple[int, ...]
     transpose: tuple[int, int, int] = (0, 1, 2)

@@ -33,6 +33,22 @@ _U_NET = ("Ronneberger et al. 2015, U-Net", "10.1007/978-3-319-24574-4_28")
 _SPATIAL = {2: "yx", 3: "zyx"}
 #: Intensities between which a picture is drawn, in deviations about the mean.
 _SHOWN = 2.0
+_NOT_UNDERSTOOD = "The package's description cannot be understood (format 0.5 is read here)."
+#: What may be declared before the network, and in which order.
+_KNOWN = {
+    "zero_mean_unit_variance": ("axes", "eps"),
+    "scale_range": ("axes", "eps", "min_percentile", "max_percentile"),
+    "clip": ("min", "max"),
+}
+_ORDERS = ((), ("zero_mean_unit_variance",), ("scale_range",), ("scale_range", "clip"))
+#: Probabilities further from 0 and 1 than this are led back to logits; of a softmax they add up to 1 but for rounding.
+_LEAST, _SUM = 1e-6, 1e-3
+#: What the format adds to a divisor where a description does not say.
+_EPS = 1e-6
+_OTHER_PREPARATION = "The package prepares its input in ways that this program does not ({})."
+
+#: What is done to a tensor, and how.
+_Step = tuple[str, dict[str, Any]]
 
 
 def write_package(
@@ -100,11 +116,14 @@ def _write_parts(model: Checkpoint, shown: Input, folder: Path, compute: Resolve
     import torch
     from PIL import Image
 
-    logits = runner_of(model, compute)(torch.from_numpy(shown)).numpy()
+    # What is declared is done to the test tensor too: a tile of a prepared scan is not normalised by itself.
+    ids = ["batch", "channel", *_SPATIAL[model.card.settings.network.dimensions]]
+    prepared = _prepared(_declared(model.card.settings), ids, shown)
+    logits = runner_of(model, compute)(torch.from_numpy(prepared)).numpy()
     (folder / "weights.onnx").write_bytes(to_onnx_bytes(model))
     np.save(folder / "test_input.npy", shown)
     np.save(folder / "test_output.npy", logits)
-    Image.fromarray(_picture(model, shown, logits)).save(folder / "cover.png")
+    Image.fromarray(_picture(model, prepared, logits)).save(folder / "cover.png")
     (folder / "README.md").write_text(_documentation(model.card), encoding="utf-8")
 
 
@@ -184,14 +203,27 @@ def _described(model: Checkpoint, licence: str, author: str) -> Any:
     )
 
 
-def _preprocessing(settings: ModelSettings, v: Any) -> list[Any]:
+def _declared(settings: ModelSettings) -> list[_Step]:
     """Return what the format can say of the preparation; the whole of it stands in the card."""
     how = settings.preparation
-    # The test tensor is prepared already, and to do this much once more changes it by nothing but rounding.
-    if how.normalisation == "zscore" and how.window is None and how.equalise == "none" and how.clip_percentiles is None:
-        axes = [v.AxisId("channel"), *(v.AxisId(axis) for axis in _SPATIAL[settings.network.dimensions])]
-        return [v.ZeroMeanUnitVarianceDescr(kwargs=v.ZeroMeanUnitVarianceKwargs(axes=axes))]
-    return []
+    if how.normalisation != "zscore" or how.window is not None or how.equalise != "none":
+        return []
+    if how.clip_percentiles is not None:
+        return []
+    axes = list(_SPATIAL[settings.network.dimensions])
+    if how.context_slices:
+        # Neighbouring slices are channels, and are normalised together; colours are not.
+        if settings.network.in_channels != 2 * how.context_slices + 1:
+            return []
+        axes = ["channel", *axes]
+    return [("zero_mean_unit_variance", {"axes": axes})]
+
+
+def _preprocessing(settings: ModelSettings, v: Any) -> list[Any]:
+    return [
+        v.ZeroMeanUnitVarianceDescr(kwargs=v.ZeroMeanUnitVarianceKwargs(axes=[v.AxisId(axis) for axis in how["axes"]]))
+        for _, how in _declared(settings)
+    ]
 
 
 def is_package(folder: Path) -> bool:
@@ -200,7 +232,7 @@ def is_package(folder: Path) -> bool:
 
 
 def read_package(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoint:
-    """Read a package of bioimage.io; its test tensors are run through the network first.
+    """Read a package of bioimage.io; its own test is run first, with what it declares before and after the network.
 
     Parameters
     ----------
@@ -214,7 +246,7 @@ def read_package(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoin
     Raises
     ------
     ModelError
-        It is not sound, its network is not ONNX, or it takes or gives what this program cannot.
+        It is not sound, its network is not ONNX, or it takes or gives what this program cannot, or does not say what.
     """
     import yaml
 
@@ -227,83 +259,229 @@ def read_package(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoin
     except KeyError as error:
         raise ModelError("The package has no weights as ONNX, the only ones that are read here.") from error
     data = inside(folder, str(source)).read_bytes()
+    taken, given = _tensors(described, folder)
     if CARD.encode() in data:
-        model = from_onnx_bytes(data, "the package")
+        model, activation = from_onnx_bytes(data, "the package"), ""
     else:
-        model = Checkpoint.of_graph(data, _card(described, name))
-    _run_tests(model, described, folder, compute)
+        activation, declared = _activation(described, given)
+        graph = _as_logits(data, "" if declared else activation)
+        model = Checkpoint.of_graph(graph, _card(described, name, activation))
+    try:
+        (tensor,) = described["inputs"]
+        prepared = _prepared(_steps(tensor, "preprocessing"), _ids(tensor), taken)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(_NOT_UNDERSTOOD) from error
+    _run_test(model, prepared, given, activation, compute)
     return model
 
 
-def _card(described: Any, name: str) -> ModelCard:
+def _tensors(described: Any, folder: Path) -> tuple[Input, Input]:
+    """Return the test tensors: what is taken, before it is prepared, and what is given."""
+    try:
+        found = [described[side][0]["test_tensor"]["source"] for side in ("inputs", "outputs")]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelError("The package has no test tensors: nobody can tell whether it is sound.") from error
+    taken, given = (_tensor(folder, each) for each in found)
+    if taken.shape[2:] != given.shape[2:]:
+        raise ModelError("The package's output has not the size of its input: it cannot be met here.")
+    return taken, given
+
+
+def _ids(tensor: Any) -> list[str]:
+    return [str(axis.get("id", axis.get("type"))) for axis in tensor["axes"]]
+
+
+def _channel_names(tensor: Any) -> list[str]:
+    return [str(each) for axis in tensor["axes"] if axis["type"] == "channel" for each in axis["channel_names"]]
+
+
+def _steps(tensor: Any, which: str) -> list[_Step]:
+    """Return what is declared to be done to a tensor; all is computed in floating point anyway."""
+    found = []
+    for each in tensor.get(which) or ():
+        options = (each.get("kwargs") or {}).items()
+        found.append((str(each["id"]), {key: value for key, value in options if value is not None}))
+    return [(do, how) for do, how in found if do != "ensure_dtype" or not str(how.get("dtype")).startswith("float")]
+
+
+def _activation(described: Any, given: Input) -> tuple[str, bool]:
+    """Return what makes probabilities of the network's answer, and whether it is declared or within the network.
+
+    A wrong guess would turn masks inside out: what is neither declared nor plain to see is refused.
+    """
+    try:
+        (tensor,) = described["outputs"]
+        after, names = _steps(tensor, "postprocessing"), _channel_names(tensor)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(_NOT_UNDERSTOOD) from error
+    if given.ndim < 2 or given.shape[1] != len(names):
+        raise ModelError("The package's output is not (batch, channel, ..., y, x): it cannot be met here.")
+    declared = bool(after)
+    if after in ([("softmax", {})], [("softmax", {"axis": "channel"})]) and len(names) > 1:
+        found = "softmax"
+    elif after == [("sigmoid", {})]:
+        found = "sigmoid"
+    elif after:
+        raise ModelError("The package does things to the output that this program does not.")
+    elif given.min() < 0 or given.max() > 1:
+        raise ModelError(
+            "The package does not say what its output means: if it is a segmentation, add softmax or sigmoid as "
+            "postprocessing to its description."
+        )
+    else:
+        found = "softmax" if len(names) > 1 and np.allclose(given.sum(1), 1, atol=_SUM) else "sigmoid"
+    if found == "softmax" and "background" in [each.lower() for each in names[1:]]:
+        raise ModelError("The package's background is not its first channel: it cannot be met here.")
+    return found, declared
+
+
+def _as_logits(data: bytes, activation: str) -> bytes:
+    """Return a graph that takes ``image``, and gives logits where an activation is within it.
+
+    Probabilities are led back to logits (the logarithm of a softmax, the logit of a sigmoid), of which they are made
+    again here.
+    """
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+
+        model = onnx.load_from_string(data)
+    except ModuleNotFoundError as error:
+        raise ModelError("Packages need the package onnx: run pip install 'napari-unet[onnx]'.") from error
+    except Exception as error:  # protobuf's own
+        raise ModelError("The package's weights cannot be read as ONNX.") from error
+    graph = model.graph
+    weights = {each.name for each in graph.initializer}
+    taken = [each for each in graph.input if each.name not in weights]
+    if len(taken) != 1 or len(graph.output) != 1:
+        raise ModelError("The package's network takes or gives several tensors: it cannot be met here.")
+    if taken[0].name != "image":
+        graph.node.insert(0, helper.make_node("Identity", ["image"], [taken[0].name]))
+        taken[0].name = "image"
+    if activation:
+        found, made = graph.output[0].name, "napari_unet_"
+
+        def add(kind: str, inputs: Sequence[str], output: str) -> str:
+            graph.node.append(helper.make_node(kind, inputs, [made + output]))
+            return made + output
+
+        for each, value in (("least", _LEAST), ("most", 1 - _LEAST), ("one", 1.0)):
+            array = numpy_helper.from_array(np.array(value, np.float32))
+            graph.node.append(helper.make_node("Constant", [], [made + each], value=array))
+        sure = add("Min", [add("Max", [found, f"{made}least"], "above"), f"{made}most"], "between")
+        logits = add("Log", [sure], "log")
+        if activation == "sigmoid":
+            other = add("Log", [add("Sub", [f"{made}one", sure], "other")], "log_other")
+            logits = add("Sub", [logits, other], "logits")
+        graph.output[0].name = logits
+    return bytes(model.SerializeToString())
+
+
+def _card(described: Any, name: str, activation: str) -> ModelCard:
     """Return a card for another program's network, where its description says that scans are made into its input."""
     try:
         (taken,), (given,) = described["inputs"], described["outputs"]
-        ids = [str(axis.get("id", axis.get("type"))) for axis in taken["axes"]]
-        sizes = {str(axis.get("id", axis.get("type"))): axis for axis in taken["axes"]}
+        ids, sizes = _ids(taken), dict(zip(_ids(taken), taken["axes"], strict=True))
         spatial = [axis for axis in ids if axis in "zyx"]
-        if "".join(ids).replace("batch", "b").replace("channel", "c") not in ("bcyx", "bczyx"):
-            raise ModelError("The package's input is not (batch, channel, ..., y, x): it cannot be met here.")
+        for each in (ids, _ids(given)):
+            if "".join(each).replace("batch", "b").replace("channel", "c") not in ("bcyx", "bczyx"):
+                raise ModelError("The package's tensors are not (batch, channel, ..., y, x): it cannot be met here.")
         steps = [sizes[axis]["size"].get("step", 1) if isinstance(sizes[axis]["size"], dict) else 0 for axis in spatial]
         fixed = [sizes[axis]["size"] if isinstance(sizes[axis]["size"], int) else None for axis in spatial]
-        channels = len(sizes["channel"]["channel_names"])
-        logits = len(next(axis for axis in given["axes"] if axis["type"] == "channel")["channel_names"])
-        normalisation = _normalisation([str(step["id"]) for step in taken.get("preprocessing") or ()])
-        after = {str(step["id"]) for step in given.get("postprocessing") or ()}
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise ModelError("The package's description cannot be understood (format 0.5 is read here).") from error
+        channels, maps = len(_channel_names(taken)), _channel_names(given)
+        preparation = _preparation(_steps(taken, "preprocessing"), spatial, channels)
+        schema = LabelSchema.of(*(each[:80] for each in (maps[1:] if activation == "softmax" else maps)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(_NOT_UNDERSTOOD) from error
     if any(size is not None for size in fixed) and not all(size is not None for size in fixed):
         raise ModelError("The package's input has sizes of which only some are fixed: it cannot be met here.")
-    if after - {"sigmoid", "softmax", "ensure_dtype"}:
-        raise ModelError("The package does things to the output that this program does not.")
     strides = tuple(size or step for size, step in zip(fixed, steps, strict=True))
     values = {
         "network.dimensions": len(spatial),
         "network.in_channels": channels,
-        "network.out_channels": logits if logits > 1 else 2,
-        "network.head": "softmax" if logits > 1 else "sigmoid",
+        "network.out_channels": schema.n_outputs,
+        "network.head": activation,
         "network.strides": (strides,),
-        "preparation.normalisation": normalisation,
-        "preparation.clip_percentiles": None,
+        **preparation,
         "preparation.colour": "rgb" if channels == 3 else "grey",
         "inference.tile": strides if fixed[0] is not None else None,
     }
-    schema = LabelSchema.numbered(max(1, logits - 1))
     notes = f"From a package of bioimage.io: {str(described.get('name', ''))[:80]}, {described.get('license', '')}."
+    if activation == "sigmoid" and len(maps) > 1:
+        notes += " Its maps may overlap: a voxel gets the class of the likeliest one."
     settings = ModelSettings(preset="bioimageio").with_values(values)
     return ModelCard(name=name, settings=settings, label_schema=schema, steps=1, notes=notes)
 
 
-def _normalisation(steps: Sequence[str]) -> str:
-    asked = [step for step in steps if step != "ensure_dtype"]
-    known = {(): "none", ("zero_mean_unit_variance",): "zscore", ("scale_range",): "unit"}
-    if tuple(asked) not in known:
-        raise ModelError(
-            f"The package prepares its input in ways that this program does not ({', '.join(asked)[:80]})."
-        )
-    return known[tuple(asked)]
-
-
-def _run_tests(model: Checkpoint, described: Any, folder: Path, compute: ResolvedCompute) -> None:
-    """Run the package's own test where its input is the network's.
+def _preparation(steps: Sequence[_Step], spatial: Sequence[str], channels: int) -> dict[str, Any]:
+    """Return the settings under which scans are prepared as a package says.
 
     Raises
     ------
     ModelError
-        The network gives something else than the package says.
+        They cannot be: nothing is left out or taken to be something else.
+    """
+    refused = ModelError(_OTHER_PREPARATION.format(", ".join(do for do, _ in steps)[:80]))
+    unknown = [key for do, how in steps for key in how if key not in _KNOWN.get(do, ())]
+    if unknown or tuple(do for do, _ in steps) not in _ORDERS:
+        raise refused
+    clip: tuple[float, float] | None = None
+    for do, how in steps:
+        if do == "clip":
+            if (how.get("min"), how.get("max")) != (0, 1):
+                raise refused
+            continue
+        together = set(how.get("axes", ("channel", *spatial))) - {"batch"}
+        # One channel by itself is all of them.
+        if (together - {"channel"} if channels == 1 else together) != set(spatial):
+            raise refused
+        if do == "scale_range":
+            clip = (float(how.get("min_percentile", 0)), float(how.get("max_percentile", 100)))
+    # What lies outside of the percentiles is clipped here, so that it must be clipped there.
+    if clip is not None and clip != (0, 100) and steps[-1][0] != "clip":
+        raise refused
+    normalisation = {"zero_mean_unit_variance": "zscore", "scale_range": "unit"}[steps[0][0]] if steps else "none"
+    return {
+        "preparation.normalisation": normalisation,
+        "preparation.clip_percentiles": None if clip == (0, 100) else clip,
+    }
+
+
+def _prepared(steps: Sequence[_Step], ids: Sequence[str], x: Input) -> Input:
+    """Return a tensor with axes ``ids`` as it is shown to the network after some steps."""
+    for do, how in steps:
+        axes = tuple(ids.index(str(axis)) for axis in how["axes"]) if "axes" in how else None
+        eps = float(how.get("eps", _EPS))
+        if do == "zero_mean_unit_variance":
+            x = (x - x.mean(axes, keepdims=True)) / (x.std(axes, keepdims=True) + eps)
+        elif do == "scale_range":
+            percentiles = how.get("min_percentile", 0), how.get("max_percentile", 100)
+            low, high = np.percentile(x, percentiles, axes, keepdims=True)
+            x = (x - low) / (high - low + eps)
+        elif do == "clip":
+            x = np.clip(x, how.get("min"), how.get("max"))
+        else:
+            raise ModelError(_OTHER_PREPARATION.format(do[:80]))
+    return np.ascontiguousarray(x, np.float32)
+
+
+def _run_test(model: Checkpoint, taken: Input, given: Input, activation: str, compute: ResolvedCompute) -> None:
+    """Run the package's own test.
+
+    Raises
+    ------
+    ModelError
+        The network cannot take its input, or gives something else than the package says.
     """
     import torch
 
     try:
-        taken, given = described["inputs"][0], described["outputs"][0]
-        prepared = not taken.get("preprocessing") and not given.get("postprocessing")
-        tensors = [_tensor(folder, each["test_tensor"]["source"]) for each in (taken, given)]
-    except (KeyError, TypeError, IndexError) as error:
-        raise ModelError("The package has no test tensors: nobody can tell whether it is sound.") from error
-    if not prepared:
-        return
-    found = runner_of(model, compute)(torch.from_numpy(tensors[0])).numpy()
-    if found.shape != tensors[1].shape or not np.allclose(found, tensors[1], rtol=1e-3, atol=1e-2):
+        found = runner_of(model, compute)(torch.from_numpy(taken))
+    except RuntimeError as error:
+        raise ModelError("The package's network cannot run its own test: it was not imported.") from error
+    if activation:
+        found = found.softmax(1) if activation == "softmax" else found.sigmoid()
+    if found.shape != given.shape or not np.allclose(found.numpy(), given, rtol=1e-3, atol=1e-2):
         raise ModelError("The package's network does not give what its test says: it was not imported.")
 
 

@@ -15,7 +15,7 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ExportError, ModelError
 from napari_unet.exchange.compressing import halved, quantised
-from napari_unet.exchange.graphs import TOLERANCE, as_graph, largest_difference, seen_inputs
+from napari_unet.exchange.graphs import TOLERANCE, as_graph, largest_difference, require_no_graph, seen_inputs
 from napari_unet.exchange.measuring import Judge, Speed, masks_of, mean_dice, speeds
 from napari_unet.inference.runtimes import network_of
 from napari_unet.networks.pruning import prune
@@ -122,6 +122,7 @@ def export_model(
     ExportError
         More was lost than is allowed, or nobody can tell, and it was not to be forced.
     """
+    require_no_graph(checkpoint)
     given = [each.scan for each in scans.teaching or scans.judging]
     inputs = seen_inputs(checkpoint, given, compute)
     plain = as_graph(checkpoint, inputs, compute)
@@ -142,7 +143,8 @@ def export_model(
     found = Exported(model, rows, difference, min(len(scans.judging), _MOST_JUDGES))
     _gate(found, wishes, checkpoint, inputs, compute, tell)
     words = f"Exported with {_how(wishes)} from {checkpoint.id}{_lost_in_words(rows[-1], found.judges)}."
-    card = model.card.model_copy(update={"notes": f"{model.card.notes} {words}".strip()})
+    # What the checkpoint scored says nothing of other weights.
+    card = model.card.model_copy(update={"notes": f"{model.card.notes} {words}".strip(), "scores": {}})
     return replace(found, model=replace(model, card=card))
 
 

@@ -81,6 +81,12 @@ def noise(network: NetworkSettings) -> list[Input]:
     ]
 
 
+def require_no_graph(checkpoint: Checkpoint) -> None:
+    """Raise a ModelError where a model is a graph already."""
+    if checkpoint.graph is not None:
+        raise ModelError("This model is an ONNX graph already: export the checkpoint that it was made of.")
+
+
 def as_graph(checkpoint: Checkpoint, inputs: Sequence[Input], compute: ResolvedCompute) -> Checkpoint:
     """Return a model whose network is the ONNX graph of a checkpoint's, checked by :func:`graph_of`.
 
@@ -99,8 +105,7 @@ def as_graph(checkpoint: Checkpoint, inputs: Sequence[Input], compute: ResolvedC
     """
     from napari_unet.inference.runtimes import network_of
 
-    if checkpoint.graph is not None:
-        raise ModelError("This model is an ONNX graph already: export the checkpoint that it was made of.")
+    require_no_graph(checkpoint)
     card = checkpoint.card.model_copy(update={"parent": checkpoint.id})
     return graph_of(network_of(checkpoint), card, inputs, compute, checkpoint.pixels)
 

@@ -106,6 +106,8 @@ def masks_of(
 def mean_dice(masks: Sequence[NDArray], truths: Sequence[NDArray], ids: Sequence[int]) -> float | None:
     """Return the mean over scans of the Dice over the classes present; None where no truth holds any.
 
+    A scan whose truth holds none counts 1 where its mask is empty too, else 0, as in :mod:`evaluation.metrics`.
+
     Parameters
     ----------
     masks, truths : sequences of integer arrays
@@ -116,5 +118,7 @@ def mean_dice(masks: Sequence[NDArray], truths: Sequence[NDArray], ids: Sequence
     from napari_unet.evaluation.effort import pooled_dice
 
     each = [pooled_dice([mask], [truth], max(ids)) for mask, truth in zip(masks, truths, strict=True)]
-    defined = [value for value in each if value is not None]
-    return float(np.mean(defined)) if defined else None
+    if all(value is None for value in each):
+        return None
+    pairs = zip(each, masks, strict=True)
+    return float(np.mean([float(not mask.any()) if value is None else value for value, mask in pairs]))

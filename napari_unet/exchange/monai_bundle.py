@@ -9,7 +9,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,12 @@ _INFERENCE = {
     "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)",
     "network": "$@network_def.eval()",
 }
+#: MONAI's names of the transform that turns scans, and the dimensions of ``(batch, channel, z, y, x)`` as loaded (LPS)
+#: in which its letters lie.
+_TURNING = ("Orientation", "Orientationd", "OrientationD", "OrientationDict")
+_DIMENSIONS = {"L": 4, "R": 4, "P": 3, "A": 3, "S": 2, "I": 2}
+_AS_LOADED = "LPS"
+_NIBABEL_LABELS = [["L", "R"], ["P", "A"], ["I", "S"]]
 _DAMAGED = "The MONAI bundle's configuration cannot be understood."
 
 
@@ -134,8 +140,9 @@ def is_bundle(folder: Path) -> bool:
 def read_bundle(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoint:
     """Read a MONAI bundle: ``configs/metadata.json``, ``configs/inference.json``, ``models/model.pt``.
 
-    How the bundle prepares its scans is code as often as not: the model is given scans normalised to mean 0 and
-    deviation 1, as its card says.
+    MONAI's arrays begin with x, and stand as the bundle's ``Orientationd`` says: the graph turns its input there, and
+    its answer back. How the bundle prepares intensities is code as often as not: the model is given scans normalised to
+    mean 0 and deviation 1, as its card says.
 
     Parameters
     ----------
@@ -148,11 +155,12 @@ def read_bundle(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoint
     Raises
     ------
     ModelError
-        Its network is no U-Net of MONAI's, is described by code, or its weights are not plain tensors; or MONAI is not
-        installed.
+        Its network is no U-Net of MONAI's, is described by code, sees scans in an orientation that is not known, or its
+        weights are not plain tensors; or MONAI is not installed.
     """
     metadata = _json(inside(folder, "configs/metadata.json"))
-    description = _json(inside(folder, "configs/inference.json")).get("network_def")
+    inference = _json(inside(folder, "configs/inference.json"))
+    description = inference.get("network_def")
     if not isinstance(description, Mapping) or description.get("_target_") not in _NETWORKS:
         raise ModelError(f"Of MONAI bundles only those are read whose network_def is {' or '.join(_NETWORKS)}.")
     options = {key: value for key, value in description.items() if not key.startswith("_")}
@@ -166,9 +174,71 @@ def read_bundle(folder: Path, name: str, compute: ResolvedCompute) -> Checkpoint
         network = getattr(nets, description["_target_"])(**options)
         network.load_state_dict(_weights(inside(folder, "models/model.pt")))
         card = _card(metadata, description["_target_"], options, name)
+        turned = _turned(network, *_axes(inference, card.settings.network.dimensions))
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, ValidationError, SettingsError) as error:
         raise ModelError(f"{_DAMAGED[:-1]}, or its weights are those of another network.") from error
-    return graph_of(network, card, (), compute)
+    return graph_of(turned, card, (), compute)
+
+
+def _axes(inference: dict[str, Any], dimensions: int) -> tuple[list[int], list[int]]:
+    """Return which dimension of our tensors each axis of MONAI's arrays is, and which of the latter are flipped.
+
+    Raises
+    ------
+    ModelError
+        What the network is to see as left, front or up is not known.
+    """
+    turning = [each for each in _mappings(inference) if str(each.get("_target_")).rsplit(".", 1)[-1] in _TURNING]
+    found = {_letters(each) for each in turning if not each.get("_disabled_")}
+    if dimensions == 2:
+        if found:
+            raise ModelError("The bundle's 2D network sees planes of turned volumes, and which ones is not known here.")
+        # MONAI reads pictures with x before y.
+        return [3, 2], []
+    letters = found.pop() if len(found) == 1 else ""
+    if sorted(_DIMENSIONS.get(letter, 0) for letter in letters) != [2, 3, 4]:
+        raise ModelError(
+            "The bundle's 3D network sees scans in an orientation that is not known here: only bundles are read whose "
+            "inference.json turns them once, by Orientationd with plain axcodes such as RAS."
+        )
+    flipped = [axis for axis, letter in enumerate(letters, start=2) if letter not in _AS_LOADED]
+    return [_DIMENSIONS[letter] for letter in letters], flipped
+
+
+def _mappings(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all mappings of a configuration, whatever they stand in."""
+    if isinstance(tree, Mapping):
+        yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for each in tree:
+            yield from _mappings(each)
+
+
+def _letters(transform: Mapping[str, Any]) -> str:
+    """Return the orientation that a transform brings scans to; empty where it cannot be told."""
+    if transform.get("labels") not in (None, _NIBABEL_LABELS):
+        return ""
+    return "RAS" if transform.get("as_closest_canonical") is True else "".join(transform.get("axcodes") or ())
+
+
+def _turned(network: nn.Module, order: Sequence[int], flipped: Sequence[int]) -> nn.Module:
+    """Return a network that takes and gives tensors as loaded, of one that takes and gives MONAI's."""
+    from torch import Tensor, nn
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.permute(0, 1, *order)
+            if not flipped:
+                return self.network(x).permute(0, 1, *back)
+            return self.network(x.flip(list(flipped))).flip(list(flipped)).permute(0, 1, *back)
+
+    back = [2 + list(order).index(axis) for axis in range(2, 2 + len(order))]
+    return Turned()
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -225,5 +295,5 @@ def _card(metadata: dict[str, Any], target: str, options: dict[str, Any], name: 
         label_schema=LabelSchema(classes=classes),
         steps=1,
         notes=f"A {target} from a MONAI bundle ({str(metadata.get('name', ''))[:80]}); its scans are taken to be "
-        "prepared with mean 0 and deviation 1.",
+        "prepared with mean 0 and deviation 1" + (", and to have axial slices." if n == 3 else "."),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -14,13 +14,13 @@ from napari_unet.domain.checkpoint import Checkpoint, ModelCard
 from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.errors import ModelError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
-from napari_unet.domain.nnunet import NnunetChannel, NnunetRecipe
+from napari_unet.domain.nnunet import NnunetChannel, NnunetRecipe, Reader
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.exchange.graphs import graph_of
 
 _CHECKPOINT = "checkpoint_final.pth"
 _RESAMPLING = "resample_data_or_seg_to_shape"
-_READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
+_READERS = get_args(Reader)
 _DAMAGED = "The nnU-Net folder cannot be understood: plans.json or dataset.json are damaged or of an older version."
 
 
@@ -172,6 +172,7 @@ def _recipe(
     has_regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
     return NnunetRecipe(
         channels=tuple(channels),
+        reader=reader,
         spacing=tuple(configuration["spacing"]),
         patch_size=tuple(configuration["patch_size"]),
         transpose=tuple(plans["transpose_forward"]),

@@ -59,7 +59,7 @@ def predict_whole(scan: Scan, recipe: NnunetRecipe, forward: Forward) -> Generat
     ModelError
         The scan has another number of channels.
     """
-    image, spacing = _as_nnunet_reads(scan)
+    image, spacing = _as_nnunet_reads(scan, recipe)
     if len(image) != len(recipe.channels):
         raise ModelError(f"The model takes {len(recipe.channels)} channels and this scan has {len(image)}.")
     image = image.transpose(0, *(axis + 1 for axis in recipe.transpose))
@@ -79,12 +79,15 @@ def predict_whole(scan: Scan, recipe: NnunetRecipe, forward: Forward) -> Generat
     return _back(labels.transpose(np.argsort(recipe.transpose)), scan)
 
 
-def _as_nnunet_reads(scan: Scan) -> tuple[Array, tuple[float, ...]]:
+def _as_nnunet_reads(scan: Scan, recipe: NnunetRecipe) -> tuple[Array, tuple[float, ...]]:
     """Return ``(C, z, y, x)`` in the file's own axes, slowest first, and millimetres along them."""
     if scan.is_lazy:
         raise ScanError(TOO_LARGE)
     channels = scan.channels_first().astype(np.float32)
     spacing = scan.spacing_or_unit
+    if recipe.reader == "NaturalImage2DIO":
+        # Pictures: nnU-Net looks for no spacing in them, whatever their files say.
+        spacing = (1.0,) * len(spacing)
     if scan.slice_axis is None:
         return channels[:, np.newaxis], (_FAR * max(spacing), *spacing)
     axes = scan.geometry.axis_map

@@ -19,6 +19,7 @@ from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import ModelSettings
 from napari_unet.exchange import measuring
 from napari_unet.exchange.exporting import Judge, Scans, Wishes, export_model, write_export
+from napari_unet.exchange.measuring import mean_dice
 from napari_unet.networks.factory import build, load_weights, weights_of
 from napari_unet.networks.pruning import prune
 from napari_unet.session.models import find_base, find_model
@@ -121,8 +122,9 @@ def test_what_is_not_sound_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert exported is not None
     with pytest.raises(ModelError, match="only predicts"):
         load_weights(build(exported.card.settings.network, seed=0), exported.weights)
-    with pytest.raises(ModelError, match="graph already"):
-        export_model(exported, Wishes(), Scans(), CPU)
+    for scans in (Scans(), Scans(judges(1))):
+        with pytest.raises(ModelError, match="graph already"):
+            export_model(exported, Wishes(), scans, CPU)
     middle = len(sound) // 3
     for damaged, words in (
         (b"nothing of the kind", "not a readable ONNX file"),
@@ -171,6 +173,22 @@ def test_half_precision_needs_no_scans_where_nothing_moves() -> None:
     rounded = {name: array.astype(np.float16).astype(array.dtype) for name, array in checkpoint.weights.items()}
     exported = export_model(Checkpoint(rounded, checkpoint.card), Wishes("fp16"), Scans(), CPU)
     assert exported.rows[1].size < 0.7 * exported.rows[0].size
+
+
+def test_only_the_weights_that_were_judged_carry_the_scores() -> None:
+    plain = checkpoint_of("2d")
+    checkpoint = Checkpoint(plain.weights, plain.card.model_copy(update={"scores": {"a case": 0.9}}))
+    assert export_model(checkpoint, Wishes(), Scans(), CPU).model.card.scores == {"a case": 0.9}
+    for wishes in (Wishes("fp16", force=True), Wishes(prune=0.5, force=True)):
+        assert export_model(checkpoint, wishes, Scans(), CPU).model.card.scores == {}
+
+
+def test_new_false_positives_on_a_scan_that_holds_nothing_count_as_lost() -> None:
+    nothing, something = np.zeros((2, 4, 4), np.uint8), np.ones((2, 4, 4), np.uint8)
+    truths = [something, nothing]
+    assert mean_dice([something, nothing], truths, (1,)) == 1
+    assert mean_dice([something, something], truths, (1,)) == 0.5
+    assert mean_dice([nothing, nothing], [nothing, nothing], (1,)) is None
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d", "regions", "classic"])

@@ -27,8 +27,8 @@ BY_ONNX = ResolvedCompute("cpu", "float32", 1, runtime="onnx", runtime_wanted=Tr
 PATCH = (8, 32, 24)
 
 
-def trained_folder(folder: Path, residual: bool = False, **changed: Any) -> NnunetNetwork:
-    """Write a folder as nnU-Net's trainer leaves it; return its network."""
+def trained_folder(folder: Path, residual: bool = False, flat: bool = False, **changed: Any) -> NnunetNetwork:
+    """Write a folder as nnU-Net's trainer leaves it, in 3D or for pictures; return its network."""
     counts = "n_blocks_per_stage" if residual else "n_conv_per_stage"
     options = {
         "n_stages": 2,
@@ -61,9 +61,16 @@ def trained_folder(folder: Path, residual: bool = False, **changed: Any) -> Nnun
             "arch_kwargs": options,
         },
     }
+    if flat:
+        options |= {
+            "conv_op": "torch.nn.modules.conv.Conv2d",
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        }
+        options |= {"kernel_sizes": [[3, 3], [3, 3]], "strides": [[1, 1], [2, 2]]}
+        configuration |= {"patch_size": list(PATCH[1:]), "spacing": [1.0, 1.0]}
     intensities = {"mean": 0.0, "std": 1.0, "percentile_00_5": 0.0, "percentile_99_5": 1.0}
     plans = {
-        "image_reader_writer": "SimpleITKIO",
+        "image_reader_writer": "NaturalImage2DIO" if flat else "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "configurations": {"3d_fullres": configuration | changed, "3d_heir": {"inherits_from": "3d_fullres"}},
         "foreground_intensity_properties_per_channel": {"0": intensities},
@@ -82,7 +89,7 @@ def trained_folder(folder: Path, residual: bool = False, **changed: Any) -> Nnun
         "init_args": {"configuration": "3d_heir"},
         "trainer_name": "nnUNetTrainer",
         "current_epoch": 3,
-        "inference_allowed_mirroring_axes": (2,),
+        "inference_allowed_mirroring_axes": () if flat else (2,),
     }
     torch.save(saved, folder / "fold_0" / "checkpoint_final.pth")
     return network
@@ -102,6 +109,16 @@ def test_one_window_is_the_networks_own_answer(tmp_path: Path, residual: bool) -
         labels = Predictor(model, BY_ONNX, {"inference.mirror": mirror}).predict(scan).labels
         expected = logits[0].argmax(0).numpy()
         assert (labels != expected).mean() < 0.01  # logits are summed in half precision
+
+
+def test_pictures_have_no_spacing_where_nnunet_has_read_none(tmp_path: Path) -> None:
+    network = trained_folder(tmp_path, flat=True)
+    model = from_bytes(to_bytes(read_foreign(tmp_path, "theirs", BY_ONNX)))
+    data = np.random.default_rng(0).normal(100, 20, PATCH[1:]).astype(np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy((data - data.mean()) / data.std())[None, None])[0].argmax(0).numpy()
+    labels = Predictor(model, BY_ONNX, {}).predict(Scan(data, "yx", Geometry((0.2, 0.3)))).labels
+    assert (labels != expected).mean() < 0.01  # logits are summed in half precision
 
 
 def test_what_is_cropped_turned_or_resampled_comes_back_in_place(tmp_path: Path) -> None:
