@@ -17,16 +17,25 @@ BENCH_VENV ?= .venv-bench
 BENCH_ARGS ?= --quick
 RESULTS := $(if $(BENCH_ARGS),build/benchmarks,benchmarks/results)
 
-.PHONY: help setup system demo test test-all cuda lint types check cover screenshots bench clean
+# Lanes with other versions than constraints.txt has, each in an environment of its own.
+PYQT6_VENV ?= .venv-pyqt6
+MIN_VENV ?= .venv-min
+LATEST_VENV ?= .venv-latest
+LANE := encoders,exchange,onnx,openvino,pyqt6,test
+
+.PHONY: help setup system demo test test-all test-pyqt6 test-min test-latest cuda lint types workflows check cover screenshots bench wheel docs clean
 
 help:
 	@echo "make demo      install, then run the main job on sample data"
 	@echo "make test      install, then run the tests (GUI ones on a virtual screen)"
 	@echo "make test-all  the slow tests too"
 	@echo "make cuda      the tests and benchmarks that need an NVIDIA GPU"
-	@echo "make check     ruff, mypy, import-linter"
+	@echo "make check     ruff, mypy, import-linter, the workflows"
 	@echo "make cover     the tests with coverage measured"
 	@echo "make bench     the benchmarks in small; BENCH_ARGS= for full size (hours)"
+	@echo "make docs      the site of the documentation, into build/site"
+	@echo "make wheel     what is released, into dist/, checked"
+	@echo "make test-pyqt6, test-min, test-latest   the tests with PyQt6, with the oldest versions, with the newest"
 
 # System libraries that Qt, OpenGL and Xvfb need. Installed where we may; otherwise the one line to run is printed.
 system:
@@ -54,6 +63,32 @@ test: setup
 test-all: setup
 	$(XVFB) $(BIN)/python -m pytest $(CORES) $(PYTEST_ARGS)
 
+# constraints.txt pins both bindings; one environment holds one of them, as a user's does.
+$(PYQT6_VENV)/.installed: pyproject.toml constraints.txt | system
+	$(PYTHON) -m venv $(PYQT6_VENV)
+	$(PYQT6_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(PYQT6_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(LANE)]"
+	touch $@
+
+test-pyqt6: $(PYQT6_VENV)/.installed
+	PYTEST_QT_API=pyqt6 $(XVFB) $(PYQT6_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda" $(or $(PYTEST_ARGS),tests/qt)
+
+# The oldest versions that pyproject.toml allows, and the newest. Of the former, what needs no window.
+$(MIN_VENV)/.installed: pyproject.toml constraints-min.txt | system
+	$(PYTHON) -m venv $(MIN_VENV)
+	$(MIN_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(MIN_VENV)/bin/python -m pip install --quiet --constraint constraints-min.txt --editable ".[$(LANE)]"
+	touch $@
+
+test-min: $(MIN_VENV)/.installed
+	PYTEST_QT_API=pyqt6 $(XVFB) $(MIN_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda and not gui" $(PYTEST_ARGS)
+
+test-latest: | system
+	$(PYTHON) -m venv --clear $(LATEST_VENV)
+	$(LATEST_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(LATEST_VENV)/bin/python -m pip install --quiet --editable ".[$(LANE)]"
+	PYTEST_QT_API=pyqt6 $(XVFB) $(LATEST_VENV)/bin/python -m pytest $(CORES) -m "not slow and not cuda" $(PYTEST_ARGS)
+
 # On a machine with an NVIDIA GPU: the tests that need one, and the CUDA column of each benchmark that has one.
 cuda: setup $(BENCH_VENV)/.installed
 	$(XVFB) $(BIN)/python -m pytest -m cuda $(PYTEST_ARGS)
@@ -71,7 +106,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types
+workflows: setup
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
+check: lint types workflows
 	$(BIN)/lint-imports --config setup.cfg
 
 screenshots: setup
@@ -103,5 +142,16 @@ bench: setup $(BENCH_VENV)/.installed
 	$(BIN)/python benchmarks/live.py $(BENCH_ARGS) --json $(RESULTS)/live.json
 	$(BENCH_VENV)/bin/python benchmarks/editing.py $(BENCH_ARGS) --json $(RESULTS)/editing/editing.json
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
+
+# What is released. That it can be installed and opens a window: tests/tools/test_release.py, a slow test.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/npe2 validate --imports napari_unet/napari.yaml
+	$(BIN)/python tools/check_release.py dist
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) demo-output build *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) $(PYQT6_VENV) $(MIN_VENV) $(LATEST_VENV) demo-output build dist *.egg-info

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,10 +19,8 @@ from typing import Any
 
 from effort import THREADS, Cell, Meter, arguments, mean_of, recorded, run
 from effort_sets import SETS, Scans
-from record import circumstances, write
+from record import begin_with_patient_threads, circumstances, write
 from streams import Watched
-
-from napari_unet.domain.compute import PATIENT_THREADS
 
 _SET, _SEED = "hippocampus_mr", 0
 _BUDGETS, _SCANS = (5.0, 20.0, 80.0), 20
@@ -142,7 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
-        # OpenMP reads them when it is loaded.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    begin_with_patient_threads()
     main()

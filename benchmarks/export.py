@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from record import circumstances, write
+from record import begin_with_patient_threads, circumstances, write
 
 from napari_unet.compute.device import resolve
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ComputeSettings
 from napari_unet.exchange.exporting import Judge, Scans
@@ -188,7 +187,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
-        # OpenMP reads them when it is loaded.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    begin_with_patient_threads()
     main()

@@ -74,6 +74,12 @@ def peak_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def begin_with_patient_threads() -> None:
+    """Start this script again where its threads would spin while they wait: OpenMP reads that when it is loaded."""
+    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+
+
 def in_own_process(script: str, arguments: Sequence[str], *, patient: bool) -> dict[str, Any]:
     """Run a script in a process of its own and return the JSON of its last line.
 

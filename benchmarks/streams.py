@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -28,10 +27,10 @@ from effort import RESULTS as EFFORT_RESULTS
 from effort import THREADS, Cell, Meter, begun, mean_of, recorded
 from effort_sets import DATA, SETS, Scans
 from numpy.typing import NDArray
-from record import circumstances, write
+from record import begin_with_patient_threads, circumstances, write
 
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.io.pairs import LabelledScan, scale_down
@@ -312,7 +311,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
-        # OpenMP reads them when it is loaded.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    begin_with_patient_threads()
     main()

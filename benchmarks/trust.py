@@ -14,7 +14,6 @@ written to benchmarks/results/trust.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +23,11 @@ from typing import Any
 import numpy as np
 from effort_sets import DATA, SETS, Scans
 from numpy.typing import NDArray
-from record import circumstances, write
+from record import begin_with_patient_threads, circumstances, write
 
 from napari_unet.compute.device import resolve
 from napari_unet.domain.checkpoint import Checkpoint
-from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.settings import ComputeSettings
 from napari_unet.evaluation.effort import pooled_dice
 from napari_unet.io.pairs import LabelledScan
@@ -181,7 +180,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
-        # OpenMP reads them when it is loaded.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    begin_with_patient_threads()
     main()

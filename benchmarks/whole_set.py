@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import circumstances, write
+from record import begin_with_patient_threads, circumstances, write
 
 from napari_unet.compute.device import resolve
-from napari_unet.domain.compute import PATIENT_THREADS, ResolvedCompute
+from napari_unet.domain.compute import ResolvedCompute
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.settings import ComputeSettings
 from napari_unet.io.pairs import LabelledScan
@@ -154,7 +153,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in PATIENT_THREADS.items()):
-        # OpenMP reads them when it is loaded.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PATIENT_THREADS})
+    begin_with_patient_threads()
     main()

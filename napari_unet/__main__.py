@@ -54,10 +54,12 @@ def _open(paths: list[Path] | None = None) -> None:
     """Open the window with the plugin docked and the scans loaded (also without any command)."""
     from napari_unet.domain.errors import ScanError, SeriesChoiceError, UntrustedError, VolumeChoiceError
     from napari_unet.io.registry import read_scan
+    from napari_unet.qt.start import open_window, require_qt
 
     for path in paths or ():
         if not path.exists():
             raise ScanError(f"There is no file or folder {path}.")
+    require_qt()
     _require_display()
     scans: list[Any] = []
     for path in paths or ():
@@ -65,16 +67,15 @@ def _open(paths: list[Path] | None = None) -> None:
             scans.append(read_scan(path))
         except (SeriesChoiceError, UntrustedError, VolumeChoiceError):
             scans.append(path)  # the window asks
-    from napari_unet.qt.start import open_window
-
     open_window(scans)
 
 
 def _demo(headless: bool = False, out: Path = Path("demo-output")) -> None:
     """Run the main job on computed sample data: propose, correct, fine-tune, propose again."""
     if not headless and _has_display():
-        from napari_unet.qt.start import open_demo
+        from napari_unet.qt.start import open_demo, require_qt
 
+        require_qt()
         open_demo()
         return
     from napari_unet.cli.output import say

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, cast
 
 import pytest
 import typer
 import yaml
 
+from napari_unet import __version__
 from napari_unet.__main__ import _app
 from napari_unet.domain.settings import ModelSettings
 
@@ -41,7 +46,16 @@ def _of_other_programs() -> set[str]:
         o for main in (dask_scheduler.main, dask_worker.main) for p in main.params for o in (*p.opts, *p.secondary_opts)
     }
     of_torchrun = {o for action in get_args_parser()._actions for o in action.option_strings}
-    return of_dask | of_torchrun | {"--gres"}
+    of_pip_and_uv = {
+        "--constraint",
+        "--extra-index-url",
+        "--find-links",
+        "--index-url",
+        "--no-index",
+        "--resolution",
+        "--wheel-dir",
+    }
+    return of_dask | of_torchrun | of_pip_and_uv | {"--gres", "--check", "--quiet"}
 
 
 def text(page: Path) -> str:
@@ -87,6 +101,37 @@ def test_no_page_invents_an_option(page: Path) -> None:
     known = set.union(*(long_options(command) for command in COMMANDS)) | HELP | _BENCHMARKS
     found = set(_LONG_OPTION.findall(text(page)))
     assert found <= known or found <= known | _of_other_programs()
+
+
+def fenced(languages: str) -> list[Any]:
+    """Return the blocks of code in some languages, each under the name of its page."""
+    block = re.compile(rf"^( *)```(?:{languages})\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+    return [
+        pytest.param(dedent(found[2]), id=f"{name_of(page)}:{text(page)[: found.start()].count(chr(10)) + 1}")
+        for page in PAGES
+        for found in block.finditer(text(page))
+    ]
+
+
+@pytest.mark.parametrize("code", fenced("python"))
+def test_python_in_the_pages_can_be_parsed(code: str) -> None:
+    ast.parse(code)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("code", fenced("bash|sh"))
+def test_commands_in_the_pages_are_right(code: str) -> None:
+    subprocess.run(["bash", "-n"], input=code, text=True, check=True)
+    for line in code.replace("\\\n", " ").splitlines():
+        words = line.partition("#")[0].split()
+        heads = [i for i, word in enumerate(words) if word.endswith("napari-unet") and words[i - 1 : i] != ["venv"]]
+        for command, *options in filter(None, (words[i + 1 :] for i in heads)):
+            assert command in COMMANDS
+            assert set(filter(_LONG_OPTION.fullmatch, options)) <= long_options(command)
+
+
+def test_the_site_has_every_page() -> None:
+    assert [page.name for page in DOCS.glob("*.md") if f": {page.name}\n" not in text(ROOT / "mkdocs.yml")] == []
 
 
 def test_settings_that_the_pages_set_exist() -> None:
@@ -152,9 +197,9 @@ def test_the_readme_is_short() -> None:
     assert len(text(ROOT / "README.md").splitlines()) <= 100
 
 
-def test_the_changelog_knows_this_version() -> None:
-    version = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["version"]
-    assert f"## [{version}]" in text(ROOT / "CHANGELOG.md")
+def test_the_changelog_and_the_citation_know_this_version() -> None:
+    assert f"## [{__version__}]" in text(ROOT / "CHANGELOG.md")
+    assert yaml.safe_load(text(ROOT / "CITATION.cff"))["version"] == __version__
 
 
 def test_hooks_need_no_network() -> None:
@@ -164,10 +209,10 @@ def test_hooks_need_no_network() -> None:
 
 
 def test_make_targets_that_the_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):", text(ROOT / "Makefile"), re.MULTILINE))
-    pages = [*PAGES, ROOT / ".github" / "workflows" / "ci.yml"]
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", text(ROOT / "Makefile"), re.MULTILINE))
+    pages = [*PAGES, *(ROOT / ".github" / "workflows").glob("*.yml")]
     named = {
-        target for page in pages for target in re.findall(r"(?:`|^|run: )make ([a-z-]+)", text(page), re.MULTILINE)
+        target for page in pages for target in re.findall(r"(?:`|^|run: )make ([a-z0-9-]+)", text(page), re.MULTILINE)
     }
     assert named
     assert named <= targets

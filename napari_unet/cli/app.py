@@ -281,7 +281,7 @@ def export(
     json: o.Json = None,
 ) -> None:
     """Write a model for deployment (ONNX), with the Dice it lost where it is compressed."""
-    from napari_unet.cli.exporting import run_export
+    from napari_unet.cli.exporting import Measured, run_export
     from napari_unet.exchange.exporting import Wishes
 
     if quantise not in (None, "fp16", "int8"):
@@ -292,12 +292,7 @@ def export(
         model,
         onnx,
         Wishes(quantise or "", prune, max_dice_lost, force, budget_seconds),
-        images=images,
-        masks=masks,
-        rule=o.truth_rule(foreground, binary),
-        max_side=max_side,
-        group_by=group_by,
-        seed=seed,
+        Measured(images, masks, o.truth_rule(foreground, binary), max_side, group_by, seed),
     )
     write_json(result, json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,33 @@ _SUFFIXES = (".onnx", ".xml")
 _ONE_JUDGES = 5
 
 
-def run_export(
-    model: str,
-    out: Path,
-    wishes: Wishes,
-    *,
-    images: Path | None,
-    masks: Path | None,
-    rule: TruthRule,
-    max_side: int | None,
-    group_by: str | None,
-    seed: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measured:
+    """What an export is measured on; nothing without images.
+
+    Parameters
+    ----------
+    images, masks : Path or None
+        Folders of scans and, if there is truth, of their masks.
+    rule : TruthRule
+        What the values of the masks mean.
+    max_side : int or None
+        Pictures are made smaller until no side is longer.
+    group_by : str or None
+        Which part of a file's name names the patient.
+    seed : int
+        Of the choice of scans that judge.
+    """
+
+    images: Path | None
+    masks: Path | None
+    rule: TruthRule
+    max_side: int | None
+    group_by: str | None
+    seed: int
+
+
+def run_export(model: str, out: Path, wishes: Wishes, measured: Measured) -> dict[str, Any]:
     """Export a model; return the table as JSON.
 
     Raises
@@ -50,7 +66,7 @@ def run_export(
     checkpoint = find_model(model)
     if checkpoint is None:
         raise ModelError(f"{model} has learnt no task yet: fine-tune it first.")
-    scans = _scans(checkpoint, images, masks, rule, max_side, group_by, seed)
+    scans = _scans(checkpoint, measured)
     exported = export_model(checkpoint, wishes, scans, resolve(ComputeSettings(device="cpu")), say)
     if checkpoint.pixels:
         say("note: the classifier of pixels beside the network goes along in the metadata: only this program runs it.")
@@ -59,15 +75,8 @@ def run_export(
     return {"out": str(out), "id": exported.model.id, **exported.table()}
 
 
-def _scans(
-    checkpoint: Checkpoint,
-    images: Path | None,
-    masks: Path | None,
-    rule: TruthRule,
-    max_side: int | None,
-    group_by: str | None,
-    seed: int,
-) -> Scans:
+def _scans(checkpoint: Checkpoint, measured: Measured) -> Scans:
+    images, masks = measured.images, measured.masks
     if images is None:
         if masks is not None:
             raise ExportError("Masks without their scans measure nothing: add --images DIR.")
@@ -81,7 +90,14 @@ def _scans(
         judging = found[::_ONE_JUDGES]
         return Scans(tuple(each for each in found if each not in judging) or tuple(found), tuple(judging))
     schema = checkpoint.card.label_schema
-    folder = load_training_folder(images, masks, rule, group_by=group_by, max_side=max_side, seed=seed)
+    folder = load_training_folder(
+        images,
+        masks,
+        measured.rule,
+        group_by=measured.group_by,
+        max_side=measured.max_side,
+        seed=measured.seed,
+    )
     require_classes(checkpoint, len(folder.schema.classes))
     for item in (*folder.teaching, *folder.judging):
         require_channels(checkpoint, item.scan, item.stem)

@@ -93,25 +93,36 @@ def run_predict(
     if engine is None:
         _predict_here(targets, folder, checkpoint, compute, keep_going, tell, told if has_table else None)
     else:
-        require_own_names(targets)
-        with contextlib.closing(engine):
-            run = FolderRun(
-                Worker(engine, compute),
-                lambda: targets,
-                folder,
-                lambda outcome: None if outcome is None else tell(outcome),
-                keep_going=keep_going,
-                table=has_table,
-            )
-            try:
-                run.wait()
-            finally:
-                run.cancel()
-        if run.error is not None:
-            raise run.error
+        _predict_by(Worker(engine, compute), targets, folder, keep_going, tell, has_table)
     if format_name == "dicom-seg":
         say("note: DICOM segmentations carry the patient's name and dates, as DICOM asks for.")
     return sum(outcome.error is not None for outcome in told), len(targets)
+
+
+def _predict_by(
+    worker: Worker,
+    targets: Sequence[Target],
+    folder: MaskFolder,
+    keep_going: bool,
+    tell: Callable[[Outcome], None],
+    has_table: bool,
+) -> None:
+    require_own_names(targets)
+    with contextlib.closing(worker.engine):
+        run = FolderRun(
+            worker,
+            lambda: targets,
+            folder,
+            lambda outcome: None if outcome is None else tell(outcome),
+            keep_going=keep_going,
+            table=has_table,
+        )
+        try:
+            run.wait()
+        finally:
+            run.cancel()
+    if run.error is not None:
+        raise run.error
 
 
 def _predict_here(

@@ -80,11 +80,7 @@ def run_fine_tune(
         seed=seed,
     )
     values = _with_defaults(values, base, preset, unlabelled is not None, tell)
-    resolved, free = _finish(look_around(compute) if engine is None else engine.steps(look_around, compute))
-    if processes.world > 1 and resolved.device == "mps":
-        raise TrainingError("Several processes train on NVIDIA GPUs or on CPUs: add --device cpu.")
-    # What they find must not differ; and each computes only its share of a batch.
-    resolved, free = processes.first_says(resolved), processes.world * processes.least(free)
+    resolved, free = _device(compute, engine, processes)
     wishes = (preset or "default", values, free, resolved.device)
     settings, found = settings_for(folder, base, *wishes)
     begun = [] if base is None or has_learnt(base) else [begins_with(base)]
@@ -104,6 +100,19 @@ def run_fine_tune(
     outcome = follow(job, tell)
     if processes.leads:
         write_checkpoint(outcome.checkpoint, out)
+    return _told(outcome, out, tell)
+
+
+def _device(compute: ComputeSettings, engine: Engine | None, processes: Processes) -> tuple[ResolvedCompute, int]:
+    """Return what all processes compute with, and the bytes that are free for all of them together."""
+    resolved, free = _finish(look_around(compute) if engine is None else engine.steps(look_around, compute))
+    if processes.world > 1 and resolved.device == "mps":
+        raise TrainingError("Several processes train on NVIDIA GPUs or on CPUs: add --device cpu.")
+    # What they find must not differ; and each computes only its share of a batch.
+    return processes.first_says(resolved), processes.world * processes.least(free)
+
+
+def _told(outcome: FineTuned, out: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     defined = [v.after for v in outcome.verdicts if v.after is not None]
     dice = float(np.mean(defined)) if defined else None
     figure = "-" if dice is None else f"{dice:.3f}"

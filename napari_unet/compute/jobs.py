@@ -389,7 +389,8 @@ def edit(
     scan: ScanHandle,
     labels: SharedArray,
     painted: SharedArray,
-    given: NDArray[np.int64],
+    earlier: SharedArray | None,
+    accepted: NDArray[np.int64],
     value: int,
     region: Region,
     rule: OverwriteRule,
@@ -401,7 +402,15 @@ def edit(
     yield
     opened = scan.open()
     work = Work(
-        opened.grey(), labels.open(), painted.open(), given, scan.slice_axis, scan.geometry.spacing, value, region
+        opened.grey(),
+        labels.open(),
+        painted.open(),
+        accepted,
+        scan.slice_axis,
+        scan.geometry.spacing,
+        value,
+        region,
+        None if earlier is None else earlier.open(),
     )
     return carry_out(settings, work, rule, locked)
 

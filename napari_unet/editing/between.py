@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ def fill_between(
     given: Sequence[int],
     spacing: Sequence[float] | None = None,
     classes: Collection[int] | None = None,
+    silent: Mapping[int, Collection[int]] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray]:
     """Return the labels of the slices that lie between given ones, by interpolating their shapes.
 
@@ -49,11 +50,13 @@ def fill_between(
         In mm per axis; None: voxels count as 1 mm wide.
     classes : collection of int or None
         Which to interpolate; others of the given slices are taken to be background. None: all.
+    silent : mapping of int to collection of int, optional
+        By class, given slices that say nothing of it: it goes through them, over their background.
 
     Returns
     -------
     slices : (n,) int64 array
-        Those between the first and the last given slice that are not given, in order.
+        Those between the first and the last given slice that are not given, or silent about a class; in order.
     planes : (n, ...) array of the labels' dtype
         Their labels, the slice axis in front; 0 where nothing goes through.
 
@@ -69,27 +72,36 @@ def fill_between(
     if len(known) and (known[0] < 0 or known[-1] >= len(planes)):
         raise SettingsError(f"The scan has slices 0 to {len(planes) - 1}: choose the given ones among them.")
     widths = tuple(np.delete(voxel_widths(spacing, 3), slice_axis))
-    slices = np.setdiff1d(np.arange(known[0], known[-1]), known) if len(known) else known
+    unsaid = {value: np.intersect1d(known, list(where)) for value, where in (silent or {}).items()}
+    whole = np.setdiff1d(known, np.concatenate([known[:0], *unsaid.values()]))
+    slices = np.setdiff1d(np.arange(known[0], known[-1] + 1), whole) if len(known) else known
     filled = np.zeros((len(slices), *planes.shape[1:]), labels.dtype)
-    shown = planes[known]
-    values = [int(v) for v in np.unique(shown) if v and (classes is None or v in classes)]
+    values = [int(v) for v in np.unique(planes[known]) if v and (classes is None or v in classes)]
     if not values or not len(slices):
         return slices, filled
-    box = box_around(np.asarray(np.isin(shown, values).any(axis=0)), 1)
+    box = box_around(np.asarray(np.isin(planes[known], values).any(axis=0)), 1)
     assert box is not None
-    shown = shown[(slice(None), *box)]
-    best = filled[(slice(None), *box)]
+    inner = (slice(None), *box)
+    best = filled[inner]
     top = np.full(best.shape, _NOWHERE, np.float32)
     # One class after the other: all of their distances would not fit into memory.
     for value in values:
-        field = _field(shown == value, known, slices, widths)
+        saying = np.setdiff1d(known, unsaid.get(value, known[:0]))
+        field = _field(planes[saying][inner] == value, saying, slices, widths)
         best[field > top] = value
         np.maximum(top, field, out=top)
     inside = top > 0
-    if len(values) > 1:
-        inside |= _field(np.isin(shown, values), known, slices, widths) > 0
+    # Beside a slice that is silent about a class the shape of all of them together is not known.
+    sure = np.isin(known[np.searchsorted(known, slices) - 1], whole) & np.isin(
+        known[np.searchsorted(known, slices)], whole
+    )
+    if len(values) > 1 and sure.any():
+        inside[sure] |= _field(np.isin(planes[whole][inner], values), whole, slices[sure], widths) > 0
     # Where no class has a shape, though all of them together do, there is no saying which: it was never set.
     best[~inside] = 0
+    for place in np.flatnonzero(np.isin(slices, known)):
+        here = planes[slices[place]]
+        filled[place] = np.where(here > 0, here, filled[place])
     return slices, filled
 
 

@@ -70,6 +70,10 @@ class Region:
             return None
         return tuple(step for axis, step in enumerate(spacing) if axis not in self._thin)
 
+    def thickness(self, spacing: Sequence[float] | None) -> float:
+        """Return the length along the axes that :meth:`cut` leaves out; 1 where it leaves out none."""
+        return 1.0 if spacing is None else float(np.prod([spacing[axis] for axis in self._thin]))
+
 
 def merge(
     labels: NDArray,

@@ -84,10 +84,11 @@ class Split(ToolSettings):
 
 
 class Combine(ToolSettings):
-    """Combine the class with another one."""
+    """Combine the class with another one, or with what was there before the last proposal."""
 
     operation: Literal["union", "intersect", "subtract", "copy"] = Field("union", title="How")
     other: int = Field(2, ge=1, le=65535, title="With", json_schema_extra={"is_class": True})
+    when: Literal["as it is", "before the proposal"] = Field("as it is", title="That class")
 
 
 class CopySlice(ToolSettings):
@@ -107,8 +108,8 @@ class Work:
     labels : integer array of the same shape
     painted : bool array of the same shape
         Voxels set by hand: the seeds of growing.
-    given : (n,) int array
-        Slices that are right as they stand, for filling between them.
+    accepted : (n,) int array
+        Slices that are right as they stand.
     slice_axis : int or None
     spacing : tuple of float or None
         In mm per axis.
@@ -116,16 +117,19 @@ class Work:
         The class to work on.
     region : Region
         Nothing changes outside.
+    earlier : integer array of the same shape, optional
+        The labels before the last proposal.
     """
 
     image: NDArray
     labels: NDArray
     painted: NDArray[np.bool_]
-    given: NDArray[np.int64]
+    accepted: NDArray[np.int64]
     slice_axis: int | None
     spacing: tuple[float, ...] | None
     value: int
     region: Region
+    earlier: NDArray | None = None
 
     @property
     def part(self) -> NDArray:
@@ -136,6 +140,11 @@ class Work:
     def own(self) -> NDArray[np.bool_]:
         """Where in the region the class is."""
         return self.part == self.value
+
+    @property
+    def thickness(self) -> float:
+        """Of a region that is one slice: how thick that is in mm; 1 otherwise."""
+        return self.region.thickness(self.spacing)
 
     @property
     def widths(self) -> tuple[float, ...] | None:
@@ -165,12 +174,32 @@ def _as_class(work: Work, mask: NDArray[np.bool_]) -> _Made:
 def _fill_between(settings: FillBetween, work: Work) -> _Made:
     if work.slice_axis is None:
         raise SettingsError("This scan is one slice: there is nothing between.")
-    slices, planes = fill_between(work.labels, work.slice_axis, work.given.tolist(), work.spacing)
+    given, silent = _said(work, work.slice_axis)
+    slices, planes = fill_between(work.labels, work.slice_axis, given, work.spacing, silent=silent)
     if not len(slices):
         raise SettingsError("Paint on two slices that do not touch, or accept them: then what is between is filled.")
     filled = work.labels.copy()
     np.moveaxis(filled, work.slice_axis, 0)[slices] = planes
     return work.region.cut(filled), tuple(np.unique(planes[planes > 0]).tolist())
+
+
+def _said(work: Work, axis: int) -> tuple[list[int], dict[int, list[int]]]:
+    """Return the slices that are accepted or painted on, and by class those among them that say nothing of it.
+
+    A stroke of one class says of another one that it is not there only where most of that one would be.
+    """
+    planes, painted_planes = np.moveaxis(work.labels, axis, 0), np.moveaxis(work.painted, axis, 0)
+    on = np.flatnonzero(painted_planes.any(axis=(1, 2)))
+    unsure = np.setdiff1d(on, work.accepted).tolist()
+    silent: dict[int, list[int]] = {}
+    for value in np.unique(planes[np.union1d(on, work.accepted)]):
+        drawn = [at for at in unsure if np.any(painted_planes[at] & (planes[at] == value))]
+        with_it = [at for at in work.accepted.tolist() if np.any(planes[at] == value)] + drawn
+        for at in unsure if value and with_it else ():
+            nearest = planes[min(with_it, key=lambda other: abs(other - at))] == value
+            if at not in drawn and 2 * np.count_nonzero(painted_planes[at] & nearest) < np.count_nonzero(nearest):
+                silent.setdefault(int(value), []).append(at)
+    return np.union1d(on, work.accepted).tolist(), silent
 
 
 def _grow(settings: GrowFromSeeds, work: Work) -> _Made:
@@ -210,7 +239,8 @@ def _keep_largest(settings: KeepLargest, work: Work) -> _Made:
 
 
 def _remove_small(settings: RemoveSmall, work: Work) -> _Made:
-    return _as_class(work, pieces.remove_small(work.own, settings.smallest, work.widths))
+    # A piece of a plane is as thick as the plane.
+    return _as_class(work, pieces.remove_small(work.own, settings.smallest / work.thickness, work.widths))
 
 
 def _split(settings: Split, work: Work) -> _Made:
@@ -221,8 +251,18 @@ def _split(settings: Split, work: Work) -> _Made:
 
 
 def _combine(settings: Combine, work: Work) -> _Made:
+    if settings.when == "before the proposal":
+        if work.earlier is None:
+            raise SettingsError("Nothing was proposed for this scan yet: there are no labels before it.")
+        other = work.region.cut(work.earlier) == settings.other
+        return logic.combine(work.part, work.value, other, settings.operation), (work.value, settings.other)
     if settings.other == work.value:
         raise SettingsError("A class is combined with another one: choose which.")
+    if settings.operation in ("intersect", "subtract"):
+        raise SettingsError(
+            "Two classes share no voxel, so there is nothing to intersect or subtract: choose union or copy, or the "
+            "class as it was before the proposal."
+        )
     other = work.part == settings.other
     return logic.combine(work.part, work.value, other, settings.operation), (work.value, settings.other)
 

@@ -41,8 +41,6 @@ class ProposalFeatures:
     expected_dice : float
         Dice of the foreground, were the probabilities true: twice the probability inside the mask over the mask's size
         and all probability of foreground.
-    stray_doubt : float
-        Doubt outside the mask and off its outline, per voxel of the mask; the logarithm of one plus it.
     outline_doubt : float
         Mean doubt within a pixel of the outlines, 0 to 1; 1 without an outline.
     """

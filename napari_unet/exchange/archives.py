@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +47,16 @@ def _unpack(source: Path, folder: Path) -> None:
             left = LARGEST_BYTES
             for entry in entries:
                 left = _unpack_one(archive, entry, folder, left, source.name)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise ModelError(f"{source.name} is no archive that can be unpacked: it is damaged or locked.") from error
-    except Exception as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{source.name} is damaged.") from error  # zlib.error and its kind
 
 
 def _unpack_one(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, left: int, name: str) -> int:

@@ -149,12 +149,12 @@ class Runner:
     def probability(self, x: Tensor) -> Tensor:
         """Return softmax probabilities ``(B, K, *spatial)``, float32, averaged over the poses that are asked for.
 
+        Call it inside :meth:`attempt`, and ask for :meth:`tile_shape` there.
+
         Parameters
         ----------
         x : (B, C, *spatial) float Tensor
             Tiles. One of a single value per channel (air, padding) is computed once and remembered.
-
-        Call it inside :meth:`attempt`, and ask for :meth:`tile_shape` there.
         """
         if not self.settings.inference.skip_constant:
             return self._in_passes(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,9 +14,24 @@ from napari_unet.domain.settings import NetworkSettings
 Kernel = tuple[int, ...] | None
 
 
+class Convolution3d(nn.Conv3d):
+    """A convolution that learns two planes at a time in float32 where all else is in half precision on a CPU.
+
+    There oneDNN's AVX-512 kernel for the gradient of the weights reads memory that nobody has written (torch 2.13, AMD
+    Zen 5, bfloat16): what it returns is wrong or no number.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolved planes, ``(batch, channels, z, y, x)``."""
+        if torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and input.shape[2] == 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 def convolution(dimensions: int) -> Callable[..., nn.Module]:
     """Return the convolution of that many dimensions."""
-    return nn.Conv2d if dimensions == 2 else nn.Conv3d
+    return nn.Conv2d if dimensions == 2 else Convolution3d
 
 
 def _norm(channels: int, settings: NetworkSettings) -> nn.Module:

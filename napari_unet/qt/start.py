@@ -5,7 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from napari_unet.domain.errors import SessionError
 from napari_unet.domain.scan import Scan
+
+
+def require_qt() -> None:
+    """Refuse in one sentence where no Qt binding is installed: the extras leave the choice to the person.
+
+    Raises
+    ------
+    SessionError
+        If there is none.
+    """
+    try:
+        import qtpy  # noqa: F401
+    except ImportError:
+        raise SessionError(
+            'The window needs Qt, which is not installed: run pip install "napari-unet[pyqt5]" (or pyqt6), or use the '
+            "commands that need no window (napari-unet --help), or napari-unet demo --headless."
+        ) from None
 
 
 def open_window(scans: Sequence[Scan | Path]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
-from napari_unet.session.session import Session
+from napari_unet.io.masks import distinct_values
+
+if TYPE_CHECKING:
+    from napari_unet.session.session import Session
 
 
 def change_classes(session: Session, schema: LabelSchema) -> None:
@@ -17,7 +21,8 @@ def change_classes(session: Session, schema: LabelSchema) -> None:
     Raises
     ------
     SessionError
-        A class that would be gone is on an open scan, or the model in use needs it.
+        A class that would be gone is on an open scan, or the model in use needs it. Of a scan that is closed, the class
+        comes back with its voxels.
     """
     for each in session.schema.classes:
         if each.id not in schema.ids and any(np.any(state.annotation.labels == each.id) for state in session.scans):
@@ -25,8 +30,10 @@ def change_classes(session: Session, schema: LabelSchema) -> None:
     session.set_schema(schema)
 
 
-def edited_schema(schema: LabelSchema, names: Sequence[str]) -> LabelSchema:
+def edited_schema(schema: LabelSchema, names: Sequence[str], taken: Collection[int] = ()) -> LabelSchema:
     """Return a schema with new names: as many or more rename in place and add, fewer remove those not named.
+
+    Ids that are ``taken`` are given to no further class: somewhere there may be voxels of what was removed.
 
     Raises
     ------
@@ -40,7 +47,8 @@ def edited_schema(schema: LabelSchema, names: Sequence[str]) -> LabelSchema:
         if len(kept) != len(names):
             raise SessionError("To remove a class take its name away and leave the other names as they are.")
         return LabelSchema(classes=tuple(kept))
-    ids = [*schema.ids, *range(max(schema.ids) + 1, max(schema.ids) + 1 + len(names) - len(schema.ids))]
+    next_id = max(*schema.ids, *taken, 0) + 1
+    ids = [*schema.ids, *range(next_id, next_id + len(names) - len(schema.ids))]
     fresh = iter([colour for colour in PALETTE if colour not in {c.colour for c in schema.classes}])
     colours = [c.colour for c in schema.classes]
     colours += [next(fresh, PALETTE[(value - 1) % len(PALETTE)]) for value in ids[len(colours) :]]
@@ -66,13 +74,13 @@ def recoloured(schema: LabelSchema, value: int, colour: tuple[float, float, floa
     return LabelSchema(classes=tuple(changed))
 
 
-def enlarged(schema: LabelSchema) -> LabelSchema:
-    """Return a schema with one more class at the end, to be named."""
+def enlarged(schema: LabelSchema, taken: Collection[int] = ()) -> LabelSchema:
+    """Return a schema with one more class at the end, to be named; see :func:`edited_schema`."""
     names = [each.name for each in schema.classes]
     number = len(names) + 1
     while f"class {number}" in names:
         number += 1
-    return edited_schema(schema, [*names, f"class {number}"])
+    return edited_schema(schema, [*names, f"class {number}"], taken)
 
 
 def without(schema: LabelSchema, value: int) -> LabelSchema:
@@ -100,15 +108,63 @@ def moved(schema: LabelSchema, value: int, by: int) -> LabelSchema:
 def from_preset(session: Session, names: Sequence[str]) -> LabelSchema:
     """Return the classes of a preset: anew where nothing is painted, else as new names of those there are.
 
+    Where only scans that are closed have labels, classes of these names are those that the project had, and others get
+    ids of their own.
+
     Raises
     ------
     SessionError
         Something is painted, and there are more classes than the preset names.
     """
     if not any(state.annotation.labels.any() for state in session.scans):
-        return LabelSchema.of(*names)
+        open_scans = {state.scan.fingerprint for state in session.scans}
+        if all(place.scan in open_scans for place in session.desk.places()):
+            return LabelSchema.of(*names)
+        former = session.desk.former
+        known = {each.name: each for each in former.values()}
+        fresh = LabelSchema.of(*(name for name in names if name not in known)) if set(names) - known.keys() else None
+        added = {each.name: each for each in fresh.classes} if fresh is not None else {}
+        above = max(former, default=0)
+        return LabelSchema(
+            classes=tuple(
+                known.get(name) or added[name].model_copy(update={"id": above + added[name].id}) for name in names
+            )
+        )
     if len(names) < len(session.schema.classes):
         raise SessionError(
             f"There are labels already, of more classes than {', '.join(names)}: remove those that you do not need."
         )
-    return edited_schema(session.schema, names)
+    return edited_schema(session.schema, names, session.desk.former)
+
+
+def with_classes_of(schema: LabelSchema, ids: Iterable[int], former: Mapping[int, LabelClass]) -> LabelSchema:
+    """Return a schema in which each id has a class: behind its own, those that the project had.
+
+    Parameters
+    ----------
+    schema : LabelSchema
+    ids : iterable of int
+        Of labels that are there; 0 is background.
+    former : mapping of int to LabelClass
+    """
+    names = {each.name for each in schema.classes}
+    added = []
+    for value in sorted(set(ids) - {0, *schema.ids}):
+        found = former.get(
+            value, LabelClass(id=value, name=f"class {value}", colour=PALETTE[(value - 1) % len(PALETTE)])
+        )
+        name = found.name if found.name not in names else f"{found.name} ({value})"
+        names.add(name)
+        added.append(found.model_copy(update={"name": name}))
+    return LabelSchema(classes=(*schema.classes, *added)) if added else schema
+
+
+def told_otherwise(session: Session, schema: LabelSchema) -> list[tuple[str, str]]:
+    """Return the classes of voxels on open scans that would have another name in a schema: the name, and the other."""
+    names = {each.id: each.name for each in schema.classes}
+    there = set().union(*(distinct_values(state.annotation.labels) for state in session.scans))
+    return [
+        (each.name, names[each.id])
+        for each in session.schema.classes
+        if each.id in there and names.get(each.id, each.name) != each.name
+    ]

@@ -32,8 +32,8 @@ _Take = Callable[[SparseChange | None], None]
 class CleanUp:
     """After-care of the active scan's labels, looked at before it is applied; and of proposals, once they are whole.
 
-    Accepted slices and voxels painted by hand keep their labels. An answer about labels that have changed since is of
-    no use: what hung by a thread may be one piece now.
+    Accepted slices and voxels painted by hand keep their labels; what the person asks for leaves locked classes alone,
+    too. An answer about labels that have changed since is of no use: what hung by a thread may be one piece now.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class CleanUp:
                 return
             self._awaited = None
             if change is not None:
-                self._preview = state, change
+                self._preview = state, self._unlocked(change)
             else:
                 self._session.tell("The labels have changed meanwhile: press Preview again.")
             self.changed.emit()
@@ -108,9 +108,14 @@ class CleanUp:
         if self._preview is None:
             raise SessionError("The labels have changed since: press Preview again.")
         state, change = self._preview
-        correction = Correction(KIND, labels=change)
+        # Something may have been locked since.
+        correction = Correction(KIND, labels=self._unlocked(change))
         state.history.add(correction)
         self._commit(state, correction)
+
+    def _unlocked(self, change: SparseChange) -> SparseChange:
+        free = ~self._session.tools.forbidden(change.before, change.after)
+        return SparseChange(change.indices[free], change.before[free], change.after[free])
 
     def dismiss(self) -> None:
         """Forget the preview, and the one that is awaited."""

@@ -17,8 +17,9 @@ from psygnal import Signal
 
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.evaluation.metrics import dice, nsd
-from napari_unet.io.masks import check_same_grid, read_mask
+from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
 from napari_unet.session.history import Step
 from napari_unet.session.recalling import replayed
 from napari_unet.storage.journal import Journal
@@ -97,6 +98,8 @@ class Comparison:
         ------
         SessionError
             No scan is open, or the project knows nothing of it.
+        MaskError
+            It holds a class that is none here.
         ProjectError, ScanError
             The project is damaged.
         """
@@ -106,15 +109,18 @@ class Comparison:
             raise SessionError("That is the project you work in: choose the other reader's.")
         saved = project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
         readers: dict[str, None] = {}
+        classes: LabelSchema | None = None
         if project.has_journal:
             with closing(Journal(folder, read_only=True)) as journal:
                 known = journal.scan(scan.fingerprint)
+                classes = journal.desk()[0].classes
                 if known is not None:
                     saved, _ = replayed(journal, known, saved)
                     readers = {event.reader: None for event in journal.events(scan.fingerprint)}
         if saved is None:
             raise SessionError(f"The project {folder.name} knows nothing of {state.name}: choose another one.")
-        self.begin(state, saved.annotation.labels, ", ".join(readers) or folder.name)
+        who = ", ".join(readers) or folder.name
+        self.begin(state, self._in_own_classes(saved.annotation.labels, classes, who), who)
 
     def with_mask(self, path: Path) -> None:
         """Compare with a mask in a file, of the same grid.
@@ -124,12 +130,32 @@ class Comparison:
         SessionError
             No scan is open.
         MaskError, ScanError
-            The mask cannot be read, or belongs to another grid.
+            The mask cannot be read, belongs to another grid, or holds values that are no class.
         """
         state = self._active()
         mask = read_mask(path)
         check_same_grid(state.scan, mask)
-        self.begin(state, mask.data, path.name)
+        self.begin(state, self._in_own_classes(mask.data, None, path.name), path.name)
+
+    def _in_own_classes(self, labels: NDArray, theirs: LabelSchema | None, who: str) -> NDArray:
+        """Return labels with the ids that their classes have here: found by their names, where these are known."""
+        own = {each.name: each.id for each in self._session.schema.classes}
+        names = {each.id: each.name for each in theirs.classes} if theirs is not None else {}
+        here: dict[int, int] = {}
+        for value in sorted(distinct_values(labels) - {0}):
+            name = names.get(value)
+            if (name not in own) if name is not None else (value not in self._session.schema.ids):
+                raise MaskError(
+                    f"{who}: there are voxels labelled {name or value}, and here is no such class. Add it with "
+                    "Classes... first, then compare."
+                )
+            here[value] = value if name is None else own[name]
+        if all(value == mine for value, mine in here.items()):
+            return labels
+        found = np.zeros(labels.shape, np.uint8 if max(here.values()) < 256 else np.uint16)
+        for value, mine in here.items():
+            found[labels == value] = mine
+        return found
 
     def with_before(self) -> None:
         """Compare with the labels from before the last proposal.
@@ -201,7 +227,10 @@ class Comparison:
         return next(((here + i) % n for i in range(1, n + 1) if differing[(here + i) % n]), None)
 
     def take_theirs(self, slices: slice = slice(None)) -> int:
-        """Give the voxels that differ in some slices the other labels; return how many those were."""
+        """Give the voxels that differ in some slices the other labels; return how many those were.
+
+        Accepted slices too, which is what two readers settle; but no voxel that a lock or the overwrite rule protects.
+        """
         return self._decide(slices, theirs=True)
 
     def keep_mine(self, slices: slice = slice(None)) -> int:
@@ -216,10 +245,16 @@ class Comparison:
         index = annotation.slice_index(slices)
         chosen[index] = where[index]
         places = np.flatnonzero(chosen)
+        before, after = annotation.labels.flat[places], others.flat[places]
+        if theirs:
+            refused = self._session.tools.forbidden(before, after)
+            if refused.any():
+                self._session.tell(
+                    f"{int(refused.sum()):,} voxels stay as they are: their class is locked, or not overwritten."
+                )
+            places, before, after = places[~refused], before[~refused], after[~refused]
         if not len(places):
             return 0
-        before = annotation.labels.flat[places]
-        after = others.flat[places]
         if theirs and after.max() > np.iinfo(before.dtype).max:
             raise SessionError("The other labels hold values that this scan's cannot: they stay as they are.")
         painted = annotation.painted.flat[places]
@@ -229,6 +264,13 @@ class Comparison:
             painted=SparseChange(places, painted, np.ones_like(painted)),
         )
         self._commit(state, correction)
+        if theirs and annotation.slice_axis is not None:
+            where_to = np.unravel_index(places, annotation.labels.shape)[annotation.slice_axis]
+            n = int(annotation.accepted[np.unique(where_to)].sum())
+            if n:
+                self._session.tell(
+                    f"{n} accepted slice{'s' if n > 1 else ''} changed with that, and still count as accepted."
+                )
         step = state.history.next_undo
         if step is not None and step.kind == CONSENSUS:
             self._decided.append((step, places))

@@ -41,6 +41,8 @@ class ProjectDesk:
             self._last, places = Desk(), []
         self._places = {place.scan: place for place in places}
         self._slices = dict(self._last.slices)
+        #: All classes that the project ever had, by their ids; none of these is given to another class.
+        self.former = {each.id: each for each in self._last.former}
         self._kept: Desk | None = None
         self._is_watching = True
         #: Scans of the project whose file is not where it was.
@@ -68,6 +70,8 @@ class ProjectDesk:
             if place in self.missing:
                 self._tell_missing(f"scan {place.number}")
                 self._session.project_changed.emit()
+        else:
+            self._session.tell(f"scan {place.number} was never in a file of its own: open it again where it came from.")
 
     def number_of(self, scan: Scan) -> int:
         """Return the number by which a scan is called in this project: its own, or the next."""
@@ -90,6 +94,7 @@ class ProjectDesk:
         if not self._is_watching:
             return
         session = self._session
+        self.former |= {each.id: each for each in session.schema.classes}
         model = session.models.in_use
         desk = Desk(
             # What is missing today may be there tomorrow.
@@ -97,6 +102,7 @@ class ProjectDesk:
             active=None if session.active is None else session.active.scan.fingerprint,
             slices=self._slices,
             classes=session.schema,
+            former=tuple(self.former.values()),
             model=None if model is None else model.id,
             model_name=None if model is None else model.card.name,
         )

@@ -99,6 +99,12 @@ class Journaling:
             self._changed.wait_for(lambda: not (self._waiting or self._desk) or self._refusing, _SETTLE_SECONDS)
             return self._seq
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was put is on the disk."""
+        with self._changed:
+            return not self._waiting
+
     def close(self) -> bool:
         """Write what waits, end the thread and give the lock back; return whether everything was written."""
         with self._changed:

@@ -53,6 +53,10 @@ class Ledger:
     @reader.setter
     def reader(self, name: str) -> None:
         self._journal.settle()
+        if not self._journal.is_settled:
+            raise ProjectError(
+                f"What {self._journal.reader} did could not be saved yet: change the name once it is saved."
+            )
         self._journal.reader = name
 
     @property
@@ -125,7 +129,10 @@ class Ledger:
             return None
         self._only_reads = True
         who = holder.in_words()
-        return f"This project is in use by {who}: nothing you do here is saved. Close one of them, or export."
+        return (
+            f"This project is in use by {who}: nothing you do here is saved. Close that program, then start "
+            "this one again; or export."
+        )
 
     def _says_locked(self) -> bool:
         """Take the lock with the first thing to be saved; return whether another program has it."""

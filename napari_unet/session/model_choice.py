@@ -14,6 +14,7 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.networks.growing import can_grow
+from napari_unet.session.classes import told_otherwise
 from napari_unet.storage.verify import REMOVED
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class ModelChoice:
         self.in_use: Checkpoint | None = None
         self.body: Checkpoint | None = None
         self._own_schema: LabelSchema | None = None  # while the classes of a model stand in its place
+        self._deleted: set[str] = set()  # names of checkpoints that are gone
 
     def use(self, checkpoint: Checkpoint | None, *, learnt_here: bool = False) -> None:
         """Take a checkpoint into use (None: none); undo on the active scan takes the one before.
@@ -117,6 +119,7 @@ class ModelChoice:
                 raise SessionError(f"{name} is in use or waits for your decision: choose another model first.")
         for name in names:
             session.project.remove_model(name)
+            self._deleted.add(name)
             session.ledger.note(REMOVED, name=name)
         self.changed.emit()
 
@@ -136,6 +139,16 @@ class ModelChoice:
 
     def _use_again(self, choice: _Choice) -> None:
         model = choice.model
+        if model is not None and model.card.name in self._deleted and model.card.name not in self.kept():
+            self._session.tell(f"{model.card.name} was deleted, so the change of model is not taken back.")
+            return
+        told = told_otherwise(self._session, choice.schema)
+        if told:
+            self._session.tell(
+                f"The change of model is not taken back: voxels labelled {told[0][0]} would count as {told[0][1]}. "
+                "Choose the model in the Model list where that is what you want."
+            )
+            return
         self.in_use, self.body, self._own_schema = model, choice.body, choice.own_schema
         name = "no model" if model is None else model.card.name
         self._session.ledger.note("model used", None if model is None else model.id, name=name)
@@ -147,7 +160,10 @@ class ModelChoice:
         self._session.tell(f"{name[0].upper()}{name[1:]} is in use again.")
 
     def _put(self, checkpoint: Checkpoint | None, learnt_here: bool) -> None:
-        self.in_use, schema = checkpoint, self._session.schema
+        schema = self._session.schema
+        if checkpoint is not None:
+            self._session.require_room(checkpoint.card.label_schema)
+        self.in_use = checkpoint
         if checkpoint is not None:
             known = checkpoint.card.label_schema
             stay = schema.classes[: len(known.classes)] == known.classes

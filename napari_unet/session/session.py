@@ -6,7 +6,7 @@ arrives through :meth:`Session.poll`. Views listen to the signals and send inten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.audits import Audits
 from napari_unet.session.autosave import Autosave
+from napari_unet.session.classes import told_otherwise, with_classes_of
 from napari_unet.session.cleaning import CleanUp
 from napari_unet.session.comparing import Comparison
 from napari_unet.session.computing import Computing
@@ -211,6 +212,7 @@ class Session:
         self.models.forget()
         self.learning.verdict = None
         self._use_project(folder)
+        self.tools.unlock_all()
         self.schema = LabelSchema.of("structure")
         Preferences.read().with_project(folder).keep()
         for signal in (self.project_changed, self.schema_changed, self.models.changed, self.learning.verdict_changed):
@@ -228,6 +230,8 @@ class Session:
         ------
         SessionError
             The name is empty or longer than a line.
+        ProjectError
+            What was done under the name so far could not be saved yet.
         """
         name = name.strip()
         if not 0 < len(name) <= 60 or not name.isprintable():
@@ -266,6 +270,7 @@ class Session:
         remembered = self._autosave.restore(state)
         if remembered is not None:
             self.tell(remembered)
+            self._keep_classes(distinct_values(state.annotation.labels))
         self.scans.append(state)
         self.scan_added.emit(state)
         for warning in scan.warnings:
@@ -354,14 +359,47 @@ class Session:
             raise SessionError(
                 "The model in use knows other classes: choose a new one in the Model list to start with these classes."
             )
+        self.require_room(schema)
         self.schema = schema
         self.schema_changed.emit()
 
+    def require_room(self, schema: LabelSchema) -> None:
+        """Refuse classes whose numbers the labels of an open scan cannot hold.
+
+        Raises
+        ------
+        SessionError
+            There is such a scan.
+        """
+        largest = max(schema.ids)
+        for state in self.scans:
+            if largest > np.iinfo(state.annotation.labels.dtype).max:
+                raise SessionError(
+                    f"There is a class with the number {largest}, and {state.name} was opened for numbers up to "
+                    f"{np.iinfo(state.annotation.labels.dtype).max}: close the scans first, and open them again after."
+                )
+
     def _change_schema(self, schema: LabelSchema) -> None:
-        self.schema = schema
+        """Put other classes in the place of these; those of which there are voxels stay behind them."""
+        told = told_otherwise(self, schema)
+        there = set().union(*(distinct_values(state.annotation.labels) for state in self.scans))
+        former = {**self.desk.former, **{each.id: each for each in self.schema.classes}}
+        self.schema = with_classes_of(schema, there, former)
         self.schema_changed.emit()
-        if any(state.annotation.labels.any() for state in self.scans):
-            self.tell(f"The classes are now {', '.join(each.name for each in schema.classes)}.")
+        if told:
+            changes = ", ".join(f"{before} count as {after}" for before, after in told)
+            self.tell(f"Voxels that were labelled {changes} now: Undo takes this choice back.")
+        if there - {0}:
+            self.tell(f"The classes are now {', '.join(each.name for each in self.schema.classes)}.")
+
+    def _keep_classes(self, ids: Collection[int]) -> None:
+        """Have each label that is there belong to a class: one that was removed comes back with its voxels."""
+        schema = with_classes_of(self.schema, ids, self.desk.former)
+        if schema != self.schema:
+            names = [each.name for each in schema.classes[len(self.schema.classes) :]]
+            self.schema = schema
+            self.schema_changed.emit()
+            self.tell(f"There are voxels of {', '.join(names)}: that is among the classes again.")
 
     # -- the correcting hand --------------------------------------------------------------------------------------
 
@@ -423,12 +461,14 @@ class Session:
     def _restore(self, state: ScanState, correction: Correction) -> None:
         # The rest of it would come over what was brought back.
         self.proposals.cancel_for(state)
+        if correction.labels is not None:
+            self._keep_classes(distinct_values(correction.labels.after))
         self._put(state, correction)
 
     def load_mask(self, state: ScanState, path: Path) -> int:
         """Take labels from a mask file on the scan's grid, as one step; return how many voxels changed.
 
-        Accepted slices and voxels painted by hand keep their labels, and nothing of it counts as reviewed.
+        Accepted slices, voxels painted by hand and locked classes stay, and nothing of it counts as reviewed.
 
         Raises
         ------
@@ -445,7 +485,8 @@ class Session:
                 "with Classes... first."
             )
         annotation = state.annotation
-        wanted = np.where(annotation.reviewed(), annotation.labels, mask.data).astype(annotation.labels.dtype)
+        kept = annotation.reviewed() | self.tools.forbidden(annotation.labels, mask.data)
+        wanted = np.where(kept, annotation.labels, mask.data).astype(annotation.labels.dtype)
         change = SparseChange.between(annotation.labels, wanted)
         self._put(state, Correction("load mask", labels=change))
         return len(change)
@@ -469,6 +510,8 @@ class Session:
 
     def _replay(self, state: ScanState, corrections: list[Correction], action: str) -> bool:
         for correction in corrections:
+            if correction.labels is not None:
+                self._keep_classes(distinct_values(correction.labels.after))
             self._commit(state, correction, "session", action)
             if correction.proposal is not None:
                 state.proposed_by = state.history.proposed_by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -34,6 +35,17 @@ STROKES = frozenset({"smart stroke", "ball", "erase ball"})
 Scope = Literal["slice", "slab", "scan"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Preview:
+    """What a tool would change in a scan as it was then; of a tool for one slice, which one that is."""
+
+    state: ScanState
+    version: int
+    change: SparseChange
+    kind: str
+    shown: int | None = None
+
+
 class Tools:
     """Locks, the overwrite rule, and the tools of :mod:`napari_unet.editing.tools` on the active scan.
 
@@ -56,10 +68,11 @@ class Tools:
         #: Slices of a slab, the one on screen in the middle.
         self.slab = 5
         self._awaited: object | None = None
-        self._preview: tuple[ScanState, int, SparseChange, str] | None = None
+        self._preview: _Preview | None = None
         session.labels_changed.connect(lambda change: self._outdate(change.state))
         session.acceptance_changed.connect(self._outdate)
         session.active_changed.connect(self.dismiss)
+        self.rules_changed.connect(self.dismiss)
 
     def set_rule(self, rule: OverwriteRule) -> None:
         """Say what brush and tools may overwrite."""
@@ -69,6 +82,11 @@ class Tools:
     def lock(self, value: int, locked: bool) -> None:
         """Protect a class from brush and tools, or no longer."""
         self.locked = self.locked | {value} if locked else self.locked - {value}
+        self.rules_changed.emit()
+
+    def unlock_all(self) -> None:
+        """Protect no class any more: in another project the numbers stand for others."""
+        self.locked = frozenset()
         self.rules_changed.emit()
 
     @property
@@ -94,7 +112,7 @@ class Tools:
     @property
     def preview(self) -> tuple[ScanState, SparseChange] | None:
         """The active scan and what would change in it; None where nothing was asked, or it has changed since."""
-        return None if self._preview is None else (self._preview[0], self._preview[2])
+        return None if self._preview is None else (self._preview.state, self._preview.change)
 
     def region(self, state: ScanState, scope: Scope) -> Region:
         """Return the part of a scan that a tool is restricted to."""
@@ -128,14 +146,14 @@ class Tools:
             raise SessionError("No scan is open: there is nothing to work on.")
         self.dismiss()
         self._session.clean_up.dismiss()  # of two previews one would be shown and the other applied
-        name = type(settings).__name__
+        kind = _in_words(type(settings).__name__)
         if scope == "slice" and not isinstance(settings, FillBetween):
             # A slice that is on screen may be changed, accepted or not; others only as long as they are not accepted.
             change = carry_out(settings, self._work(state, value, scope), self.rule, tuple(self.locked))
-            self._preview = state, state.version, change, name
+            self._preview = _Preview(state, state.version, change, kind, self._session.visible_slice)
             self.changed.emit()
             return
-        self._ask(state, settings, value, "scan" if isinstance(settings, FillBetween) else scope, name)
+        self._ask(state, settings, value, "scan" if isinstance(settings, FillBetween) else scope, kind)
 
     def apply(self) -> None:
         """Carry out what was previewed, as one step that undo takes back; what changes counts as painted by hand.
@@ -143,12 +161,14 @@ class Tools:
         Raises
         ------
         SessionError
-            There is no preview, or the labels have changed since.
+            There is no preview, what it was made from has changed since, or it is of another slice.
         """
-        if self._preview is None:
-            raise SessionError("The labels have changed since: press Preview again.")
-        state, _, change, name = self._preview
-        self._put(state, change, _in_words(name))
+        found = self._preview
+        if found is None:
+            raise SessionError("Something has changed since: press Preview again.")
+        if found.shown is not None and found.shown != self._session.visible_slice:
+            raise SessionError("The preview is of another slice: go back to it, or press Preview again.")
+        self._put(found.state, found.change, found.kind)
 
     def dismiss(self) -> None:
         """Forget the preview, and the one that is awaited."""
@@ -261,6 +281,11 @@ class Tools:
             raise SessionError("That class is locked, or may not be overwritten: see its lock and the overwrite rule.")
         change = self._on_screen_or_open(state, SparseChange(places, before, after))
         self._put(state, change, kind)
+        left = len(places) - len(change)
+        if left:
+            self._session.tell(
+                f"{left:,} voxels of that piece stay as they are: they are on accepted slices, not on screen."
+            )
         return len(change)
 
     def _on_screen_or_open(self, state: ScanState, change: SparseChange) -> SparseChange:
@@ -281,17 +306,19 @@ class Tools:
             scan.grey(),
             annotation.labels,
             annotation.painted,
-            annotation.reviewed_slices(),
+            np.flatnonzero(annotation.accepted),
             scan.slice_axis,
             scan.geometry.spacing,
             value,
             self.region(state, scope),
+            state.before_proposal,
         )
 
-    def _ask(self, state: ScanState, settings: ToolSettings, value: int, scope: Scope, name: str) -> None:
+    def _ask(self, state: ScanState, settings: ToolSettings, value: int, scope: Scope, kind: str) -> None:
         question = self._awaited = object()
         engine, version, annotation = self._worker.engine, state.version, state.annotation
-        keys = [f"{what}-{uuid.uuid4().hex}" for what in ("labels", "painted")]
+        keys = [f"{what}-{uuid.uuid4().hex}" for what in ("labels", "painted", "earlier")]
+        earlier = state.before_proposal
 
         def over() -> bool:
             for key in keys:
@@ -303,7 +330,7 @@ class Tools:
             if not over():
                 return
             if state.version == version:
-                self._preview = state, version, _open_only(state, change), name
+                self._preview = _Preview(state, version, _open_only(state, change), kind)
             else:
                 self._session.tell("The labels have changed meanwhile: press Preview again.")
             self.changed.emit()
@@ -319,7 +346,8 @@ class Tools:
             self._worker.share_scan(state.scan),
             engine.share(keys[0], annotation.labels.copy()),
             engine.share(keys[1], annotation.painted.copy()),
-            annotation.reviewed_slices(),
+            None if earlier is None else engine.share(keys[2], earlier),
+            np.flatnonzero(annotation.accepted),
             value,
             self.region(state, scope),
             self.rule,
@@ -331,7 +359,7 @@ class Tools:
         self.changed.emit()
 
     def _outdate(self, state: ScanState) -> None:
-        if self._preview is not None and self._preview[0] is state and self._preview[1] != state.version:
+        if self._preview is not None and self._preview.state is state and self._preview.version != state.version:
             self.dismiss()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from napari_unet.domain.labels import LabelSchema
+from napari_unet.domain.labels import LabelClass, LabelSchema
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Place:
 class Desk(BaseModel):
     """What is open; scans by their fingerprints.
 
-    ``model`` is the identifier of the checkpoint in use, ``model_name`` what its card calls it.
+    ``model`` is the identifier of the checkpoint in use, ``model_name`` what its card calls it. ``former`` are all
+    classes that the project ever had, since scans that are closed may hold voxels of one that was removed.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -51,6 +52,7 @@ class Desk(BaseModel):
     active: str | None = None
     slices: dict[str, int] = Field(default_factory=dict)
     classes: LabelSchema | None = None
+    former: tuple[LabelClass, ...] = ()
     model: str | None = None
     model_name: str | None = None
 

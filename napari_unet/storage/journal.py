@@ -285,7 +285,7 @@ class Journal:
     def last(self, scan: str, action: str) -> Event | None:
         """Return the last event of a kind about a scan."""
         rows = self._read("SELECT * FROM events WHERE scan = ? AND action = ? ORDER BY seq DESC LIMIT 1", scan, action)
-        return Event(*rows[0]) if rows else None
+        return _event_of(rows[0]) if rows else None
 
     def events(self, scan: str | None = None, after: int = 0) -> Iterator[Event]:
         """Yield the events after a number, of all scans or of one, in order.
@@ -298,19 +298,35 @@ class Journal:
         where, values = ("seq > ?", [after]) if scan is None else ("scan = ? AND seq > ?", [scan, after])
         try:
             for row in self._connection.execute(f"SELECT * FROM events WHERE {where} ORDER BY seq", values):
-                yield Event(*row)
+                yield _event_of(row)
         except sqlite3.Error as error:
             raise ProjectError("The project's database cannot be read to its end: it is damaged.") from error
 
 
 def _scan_of(row: tuple[Any, ...]) -> KnownScan:
     fingerprint, shape, axis, spacing = row
-    return KnownScan(
-        fingerprint,
-        tuple(json.loads(shape)),
-        None if axis < 0 else axis,
-        None if spacing is None else tuple(json.loads(spacing)),
-    )
+    try:
+        return KnownScan(
+            fingerprint,
+            tuple(json.loads(shape)),
+            None if axis < 0 else axis,
+            None if spacing is None else tuple(json.loads(spacing)),
+        )
+    except (TypeError, ValueError) as error:
+        raise ProjectError("What the project's database says of a scan cannot be read: it is damaged.") from error
+
+
+def _event_of(row: tuple[Any, ...]) -> Event:
+    # A single wrong bit can make SQLite take a text for bytes.
+    event = Event(*row)
+    words = (event.at, event.reader, event.action, event.scan or "", event.model or "")
+    if not (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(number, int) for number in (event.seq, event.voxels))
+        and all(isinstance(part, bytes) for part in (event.payload, event.previous, event.hash))
+    ):
+        raise ProjectError(f"Event {event.seq} of the project's journal cannot be read: it is damaged.")
+    return event
 
 
 def _hash(previous: bytes, *said: Any) -> bytes:

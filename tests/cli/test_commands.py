@@ -357,6 +357,12 @@ class TestAsAProcess:
             answer = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
             assert answer.stdout.splitlines()[-1] == "[]"
 
+    def test_without_qt_the_window_says_what_to_install(self):
+        code = "import sys; sys.modules['qtpy'] = None; from napari_unet.__main__ import main; main(['open'])"
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert answer.returncode == 1
+        assert re.fullmatch(r"error: .*pip install .*\n", answer.stderr)
+
 
 class TestEvaluationReport:
     @pytest.fixture

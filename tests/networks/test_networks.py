@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from napari_unet.domain.errors import ModelError
 from napari_unet.domain.geometry import Geometry
 from napari_unet.domain.scan import Scan
 from napari_unet.domain.settings import NetworkSettings
+from napari_unet.networks.blocks import convolution
 from napari_unet.networks.factory import build, load_weights, weights_of
 from napari_unet.networks.unet import UNet
 from napari_unet.training.plan import plan
@@ -115,6 +118,22 @@ def test_half_precision_is_nearly_the_same(settings):
     whole = network(x)
     assert (half.float() - whole).square().mean().sqrt() < 0.1 * whole.std()
     assert all(p.grad.isfinite().all() for name, p in network.named_parameters() if "coarse_heads" not in name)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (8, 2, 8), (2, 2, 2), (1, 8, 8), (4, 4, 4)])
+def test_weights_learn_the_same_in_half_precision_from_few_planes(shape):
+    """Whatever was in the memory before: a kernel for two planes reads what nobody has written."""
+    torch.manual_seed(0)
+    layer, x = convolution(3)(16, 16, 3, padding=1), torch.randn(2, 16, *shape)
+    kept = layer(x)
+    towards = torch.randn_like(kept)
+    (whole,) = torch.autograd.grad(kept, layer.weight, towards)
+    for size in torch.randint(1000, 400_000, (40,)).tolist():
+        torch.full((size,), math.nan)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(x)
+    (half,) = torch.autograd.grad(made, layer.weight, towards.to(made.dtype))
+    assert (half - whole).norm() < 0.02 * whole.norm()
 
 
 @each_variant

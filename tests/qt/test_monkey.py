@@ -11,6 +11,7 @@ import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
+from napari_unet.domain.annotation import Annotation
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.editing.tools import TOOLS
 from napari_unet.session.recalling import replayed
@@ -137,60 +138,58 @@ class Monkey:
                 widget.close()
 
 
-def consistent(desk):
-    """What is shown, what the session says and what the journal makes are the same labels."""
-    journal = desk.session.ledger.journal()
-    with closing(journal):
-        for state in desk.session.scans:
-            layer = desk.widget.layers.labels(state)
-            np.testing.assert_array_equal(layer.data, state.annotation.labels)
+def disagreements(desk):
+    """Where what is shown, what the session says and what the journal makes are not the same labels."""
+    found = []
+    with closing(desk.session.ledger.journal()) as journal:
+        for number, state in enumerate(desk.session.scans):
+            mine, layer = state.annotation, desk.widget.layers.labels(state)
             known = journal.scan(state.scan.fingerprint)
-            if known is None:
-                assert not state.annotation.labels.any()
-                continue
-            saved, _ = replayed(journal, known, None)
-            for name in ("labels", "painted", "accepted"):
-                np.testing.assert_array_equal(getattr(saved.annotation, name), getattr(state.annotation, name))
-            np.testing.assert_array_equal(state.labelled, (state.annotation.labels > 0).sum(axis=(1, 2)))
+            kept = replayed(journal, known, None)[0].annotation if known else Annotation.empty(SHAPE, 0)
+            sides = {
+                "shown": (layer.data, mine.labels),
+                "counted": (state.labelled, (mine.labels > 0).sum(axis=(1, 2))),
+                **{name: (getattr(kept, name), getattr(mine, name)) for name in ("labels", "painted", "accepted")},
+            }
+            found += [f"scan {number}: {name}" for name, (one, two) in sides.items() if not np.array_equal(one, two)]
+    return found
 
 
-def run(desk, seed, n):
+@pytest.fixture
+def errors():
+    """What the program has logged as errors."""
+    told = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage())
+
+    listener = Listener(logging.ERROR)
+    logging.getLogger("napari_unet").addHandler(listener)
+    yield told
+    logging.getLogger("napari_unet").removeHandler(listener)
+
+
+_LONG = int(os.environ.get("SEED", "1")), int(os.environ.get("ACTIONS", "5000"))
+
+
+@pytest.mark.parametrize(("seed", "n"), [(0, 70), pytest.param(*_LONG, marks=pytest.mark.slow)])
+def test_anything_in_any_order(desk, errors, seed, n):
     desk.session.set_schema(LabelSchema.of("a", "b", "c"))
     desk.session.engine.close()  # nothing here needs to be computed elsewhere
     for _ in range(2):
         desk.open(make_scan(SHAPE))
-    records = []
-
-    class Listener(logging.Handler):
-        def emit(self, record):
-            records.append(record.getMessage())
-
-    listener = Listener(logging.ERROR)
-    logging.getLogger("napari_unet").addHandler(listener)
     monkey = Monkey(desk, seed)
-    try:
-        n_widgets = None
-        for number in range(n):
-            monkey.act()
-            if number % 50 == 49:
-                consistent(desk)
-                n_widgets = n_widgets or len(desk.widget.findChildren(object))
-        assert records == [], monkey.done[-5:]
-        desk.session.comparison.end()
-        consistent(desk)
-    finally:
-        logging.getLogger("napari_unet").removeHandler(listener)
-    grown = len(desk.widget.findChildren(object)) - (n_widgets or 0)
-    assert n_widgets is None or grown < 200, f"{grown} objects more than after the first fifty actions"
+    n_objects = []
+    for number in range(1, n + 1):
+        monkey.act()
+        if number % 35 == 0:
+            assert disagreements(desk) == [], monkey.done[-35:]
+            n_objects.append(len(desk.widget.findChildren(object)))
+    assert errors == [], monkey.done[-5:]
+    assert n_objects[-1] - n_objects[0] < 200, "widgets are left behind"
+    desk.session.comparison.end()
+    assert disagreements(desk) == []
     path = desk.session.project.path
     desk.widget.shut_down()
     assert list(verify(path)) == []
-
-
-def test_anything_in_any_order(desk):
-    run(desk, 0, 70)
-
-
-@pytest.mark.slow
-def test_five_thousand_actions(desk):
-    run(desk, int(os.environ.get("SEED", "1")), int(os.environ.get("ACTIONS", "5000")))

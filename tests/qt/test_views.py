@@ -208,6 +208,7 @@ def test_a_second_series_volumes_and_surfaces(desk: Desk) -> None:
     assert dialog.table.item(0, 1).text() == f"{ml:.2f}"
     assert [dialog.table.item(1, column).text() for column in range(3)] == ["total", f"{ml:.2f}", "1"]
     desk.canvas.hide()
+    seen = desk.viewer.camera.center, desk.viewer.camera.zoom
     desk.push(dialog.solid)
     image = desk.widget.layers.image(state)
     assert desk.viewer.dims.ndisplay == 3
@@ -216,6 +217,7 @@ def test_a_second_series_volumes_and_surfaces(desk: Desk) -> None:
     assert desk.layer.rendering == "iso_categorical"
     desk.push(dialog.solid)
     assert desk.viewer.dims.ndisplay == 2
+    assert (desk.viewer.camera.center, desk.viewer.camera.zoom) == seen
     assert image.visible
     dialog.close()
     desk.session.remove_scan(state)

@@ -69,6 +69,17 @@ def test_what_the_person_has_said_stays(session):
     assert not state.annotation.labels[6, :2, :2].any()
 
 
+def test_a_locked_class_is_left_alone_whenever_it_was_locked(session):
+    state = with_islands(session)
+    before = snapshot(state)
+    look(session)
+    session.tools.lock(1, True)
+    session.clean_up.apply()
+    assert_same_state(snapshot(state), before)
+    _, change = look(session)
+    assert len(change) == 0
+
+
 def test_a_preview_of_what_has_changed_since_is_not_applied(session):
     state = with_islands(session)
     look(session)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from napari_unet.domain.errors import MaskError, SessionError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.session.comparing import CONSENSUS
 from napari_unet.session.exporting import export_mask
 from napari_unet.storage.verify import verify
@@ -69,6 +70,39 @@ def test_a_consensus_is_a_step_of_its_own_and_can_be_undone(two):
         np.testing.assert_array_equal(one, two_)
     session.close()
     assert list(verify(session.project.path)) == []
+
+
+def test_classes_are_known_by_their_names(two, open_session):
+    session, state, _ = two
+    other = open_session("third")
+    other.set_schema(LabelSchema.of("tumour", "structure"))
+    theirs = other.add_scan(scan_of((8, 10, 10)))
+    other.record_edit(theirs, painted(theirs, np.s_[2:5, :4], 2), slice(None))
+    other.close()
+    session.comparison.with_project(other.project.path)
+    assert not session.comparison.differences().any()
+    other = open_session("third")
+    other.set_schema(LabelSchema.of("tumour", "structure"))
+    theirs = other.add_scan(scan_of((8, 10, 10)))
+    other.record_edit(theirs, painted(theirs, np.s_[7], 1), slice(None))
+    other.close()
+    session.comparison.end()
+    with pytest.raises(MaskError, match="labelled tumour, and here is no such class"):
+        session.comparison.with_project(other.project.path)
+    assert session.comparison.state is None
+    assert state.annotation.labels.max() == 1
+
+
+def test_locked_classes_stay_and_changed_accepted_slices_are_said(two):
+    session, state, other = two
+    session.accept_slices(state, [2])
+    session.comparison.with_project(other)
+    session.tools.lock(1, True)
+    assert session.comparison.take_theirs() == 0
+    assert "60 voxels stay as they are" in session.heard.notices[-1]
+    session.tools.lock(1, False)
+    assert session.comparison.take_theirs() == 60
+    assert "1 accepted slice changed" in session.heard.notices[-1]
 
 
 def test_the_other_project_is_left_as_it_is(two):

@@ -142,10 +142,10 @@ class TestAClassMore:
         assert card.parent == trained.id
         ((_, old), (nothing, new)) = verdict.cases[0].classes
         assert nothing == 0
-        assert min(old, new) > 0.8
+        assert min(old, new) > 0.7
         computing.learning.use_new()
         unseen, truth = two_structures(43)
-        assert pooled_dice([proposal_on(computing, unseen)], [truth], 2) > 0.8
+        assert pooled_dice([proposal_on(computing, unseen)], [truth], 2) > 0.7
         computing.models.use_kept("v1")  # and back, without losing the class
         assert computing.schema == more
 

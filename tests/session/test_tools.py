@@ -79,6 +79,80 @@ def test_a_stroke_makes_a_preview_useless(work):
         session.tools.apply()
 
 
+def test_what_is_applied_is_what_is_on_the_screen(work):
+    """An accepted slice that was scrolled away, or a class locked meanwhile, does not change unseen."""
+    session, state, _ = work
+    session.record_edit(state, painted(state, np.s_[5, 15:25, 20:30], 1), slice(None))
+    session.accept_slices(state, [5])
+    before = snapshot(state)
+    session.tools.look(Margin(by_mm=2), 1, "slice")
+    session.show_slice(7)
+    with pytest.raises(SessionError, match="another slice"):
+        session.tools.apply()
+    session.show_slice(5)
+    session.tools.lock(1, True)
+    with pytest.raises(SessionError, match="press Preview again"):
+        session.tools.apply()
+    assert_same_state(snapshot(state), before)
+
+
+def test_what_a_piece_keeps_is_said(work):
+    session, state, _ = work
+    session.record_edit(state, painted(state, np.s_[3:8, 15:25, 20:30], 1), slice(None))
+    session.accept_slices(state, [3])
+    assert session.tools.remove_piece(state, (5, 18, 25)) == 400
+    assert "100 voxels of that piece stay" in session.heard.notices[-1]
+    assert state.annotation.labels.sum() == 100
+
+
+def test_classes_of_one_mask_do_not_intersect_but_with_those_before_a_proposal_they_do(work):
+    session, state, _ = work
+    session.record_edit(state, painted(state, np.s_[5, 10:20, 10:20], 2), slice(None))
+    for operation in ("intersect", "subtract"):
+        with pytest.raises(SettingsError, match="share no voxel"):
+            session.tools.look(Combine(operation=operation, other=2), 1, "slice")
+    with pytest.raises(SettingsError, match="Nothing was proposed"):
+        session.tools.look(Combine(other=2, when="before the proposal"), 1, "slice")
+    state.before_proposal = state.annotation.labels.copy()
+    session.record_edit(state, painted(state, np.s_[5, 15:25, 15:25], 1), slice(None))
+    for scope in ("slice", "scan"):
+        session.tools.look(Combine(operation="intersect", other=2, when="before the proposal"), 1, scope)
+        session.wait(SECONDS)
+        assert len(session.tools.preview[1]) == 75
+    session.tools.apply()
+    np.testing.assert_array_equal(np.argwhere(state.annotation.labels == 1).min(axis=0), (5, 15, 15))
+    assert (state.annotation.labels == 1).sum() == 25
+
+
+def test_a_size_in_cubic_millimetres_is_one_on_a_slice_too(work):
+    session, state, _ = work  # slices are 3 mm thick
+    session.record_edit(state, painted(state, np.s_[5, 10:12, 10:15], 1), slice(None))
+    session.tools.look(RemoveSmall(smallest=30), 1, "slice")
+    assert len(session.tools.preview[1]) == 0
+    session.tools.look(RemoveSmall(smallest=30.5), 1, "slice")
+    assert len(session.tools.preview[1]) == 10
+
+
+def test_a_stroke_of_another_class_does_not_end_a_structure_that_is_filled(work):
+    session, state, _ = work
+    session.record_edit(state, painted(state, np.s_[0, 10:20, 10:20], 1), slice(None))
+    session.record_edit(state, painted(state, np.s_[10, 10:20, 10:20], 1), slice(None))
+    session.record_edit(state, painted(state, np.s_[5, 12, 12], 2), slice(None))
+    session.tools.look(FillBetween(), 1, "scan")
+    session.wait(SECONDS)
+    session.tools.apply()
+    labels = state.annotation.labels
+    assert (labels == 1).sum(axis=(1, 2)).tolist() == [100] * 5 + [99] + [100] * 5 + [0]
+    assert labels[5, 12, 12] == 2
+    session.undo(state)
+    session.record_edit(state, painted(state, np.s_[5, 8:22, 8:22], 2), slice(None))  # in the place of the structure
+    session.tools.look(FillBetween(), 1, "scan")
+    session.wait(SECONDS)
+    session.tools.apply()
+    assert not (labels[5] == 1).any()
+    assert (labels[1] == 1).any()
+
+
 def test_threshold_on_a_slice_finds_the_structure(work):
     session, state, inside = work
     applied(session, Threshold(low=50, high=1000))

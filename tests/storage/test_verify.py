@@ -100,7 +100,13 @@ def test_a_flipped_bit_of_the_journal_shows(project):
 
 @pytest.mark.parametrize(
     "statement",
-    ["UPDATE events SET reader = 'somebody else' WHERE seq = 3", "DELETE FROM events WHERE seq = 3"],
+    [
+        "UPDATE events SET reader = 'somebody else' WHERE seq = 3",
+        "DELETE FROM events WHERE seq = 3",
+        # One bit of a page says what kind of value it holds.
+        "UPDATE events SET at = CAST(at AS BLOB) WHERE seq = 3",
+        "UPDATE scans SET shape = CAST(shape AS BLOB) || x'ff'",
+    ],
 )
 def test_a_changed_history_shows(project, statement):
     with contextlib.closing(sqlite3.connect(project / DATABASE)) as connection:
@@ -109,6 +115,21 @@ def test_a_changed_history_shows(project, statement):
         connection.execute(statement)
         connection.commit()
     assert "journal" in kinds(project)
+
+
+def test_any_flipped_bit_shows_or_changes_nothing_that_was_said(project):
+    path, chance = project / DATABASE, random.Random(0)
+    sound = path.read_bytes()
+
+    def said():
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return [connection.execute(f"SELECT * FROM {name}").fetchall() for name in ("events", "scans")]
+
+    expected = said()
+    for _ in range(60):
+        flip(path, chance.randrange(len(sound)))
+        assert kinds(project) or said() == expected
+        path.write_bytes(sound)
 
 
 def test_a_journal_that_was_cut_off_shows_where_something_knows_more(project):

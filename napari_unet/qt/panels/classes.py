@@ -127,7 +127,7 @@ class ClassesDialog(QDialog):
             self._change(renamed(self._session.schema, int(item.data(Qt.ItemDataRole.UserRole)), item.text()))
 
     def _add(self) -> None:
-        self._change(enlarged(self._session.schema))
+        self._change(enlarged(self._session.schema, self._session.desk.former))
         self._choose(self._session.schema.ids[-1])
         self.table.editItem(self.table.item(self.table.currentRow(), 0))
 

@@ -342,4 +342,4 @@ class CorrectPanel(Panel):
         SessionError
             See :func:`~napari_unet.session.classes.edited_schema`; a class to be removed is still on a scan.
         """
-        change_classes(self._session, edited_schema(self._session.schema, names))
+        change_classes(self._session, edited_schema(self._session.schema, names, self._session.desk.former))

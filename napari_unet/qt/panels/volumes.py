@@ -36,6 +36,7 @@ class VolumesDialog(QDialog):
         self.setWindowTitle("Volumes")
         self._session, self._viewer, self._layers = session, viewer, layers
         self._put_aside: Image | None = None
+        self._seen: tuple[tuple[float, float, float], float] | None = None  # of the slices: middle and zoom
         self.said = line("", "What is measured")
         self.table = QTableWidget(0, 3)
         self.table.setAccessibleName("Volumes of the classes")
@@ -107,10 +108,13 @@ class VolumesDialog(QDialog):
             self.refresh()
 
     def _turn(self) -> None:
-        dims, state = self._viewer.dims, self._session.active
+        dims, camera, state = self._viewer.dims, self._viewer.camera, self._session.active
         if dims.ndisplay == 3:
             dims.ndisplay = 2
+            if self._seen is not None:
+                camera.center, camera.zoom = self._seen
             return
+        self._seen = camera.center, camera.zoom
         image = self._layers.image(state) if state is not None else None
         dims.ndisplay = 3
         if image is not None and image.visible:
@@ -120,7 +124,8 @@ class VolumesDialog(QDialog):
         labels = self._layers.active_labels
         if labels is not None:
             labels.iso_gradient_mode = "smooth"
-        self._viewer.camera.set_view_direction(*_FROM_THE_FRONT)
+        camera.set_view_direction(*_FROM_THE_FRONT)
+        self._viewer.reset_view(reset_camera_angle=False)
 
     def _show_dimensions(self, event: object = None) -> None:
         if self._viewer.dims.ndisplay == 2:
