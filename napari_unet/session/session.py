@@ -1,4 +1,4 @@
-"""The application without a window: open scans, propose, correct, accept, fine-tune, use or keep.
+"""The application without a window: open scans, correct, accept; and by its parts propose, fine-tune, use or keep.
 
 All methods are called on one thread (the window's, or the script's). Long work runs in the engine; what it says
 arrives through :meth:`Session.poll`. Views listen to the signals and send intentions; they hold no state.
@@ -58,7 +58,7 @@ class LabelsChanged:
 
 
 class Session:
-    """State and commands of the application.
+    """The open scans, what is said about them, and the parts that do the rest; each part tells of its own changes.
 
     Parameters
     ----------
@@ -68,6 +68,24 @@ class Session:
         Where checkpoints and labels are kept.
     schema : LabelSchema, optional
         Classes; one foreground class by default. A model with other classes brings its own.
+
+    Attributes
+    ----------
+    models : ModelChoice
+        The model in use, and those at hand.
+    proposals : Proposals
+    learning : Learning
+        Fine-tuning, and the decision on what comes of it.
+    planning : Planning
+        The settings of the next fine-tune.
+    folder : FolderMasking
+    tools, live, clean_up, comparison : Tools, LiveRefit, CleanUp, Comparison
+        What changes labels, or asks about them.
+    computing : Computing
+        Where things are computed.
+    project, ledger, desk, timeline, audits : ProjectFolder, Ledger, ProjectDesk, Timeline, Audits
+        Of the open project, and replaced with it.
+    reporting : Reporting
     """
 
     scan_added = Signal(ScanState)
@@ -197,10 +215,7 @@ class Session:
         self.tools.unlock_all()
         self.schema = LabelSchema.of("structure")
         Preferences.read().with_project(folder).keep()
-        for signal in (
-            *(self.project_changed, self.schema_changed),
-            *(self.models.changed, self.learning.verdict_changed),
-        ):
+        for signal in (self.project_changed, self.schema_changed, self.models.changed, self.learning.verdict_changed):
             signal.emit()
 
     @property
