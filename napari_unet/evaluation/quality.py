@@ -90,7 +90,9 @@ class Flag:
     sentence: str
 
 
-def measure_mask(mask: NDArray, spacing: Sequence[float] | None = None) -> MaskMeasures:
+def measure_mask(
+    mask: NDArray, spacing: Sequence[float] | None = None, voxel_volume: float | None = None
+) -> MaskMeasures:
     """Measure one class.
 
     Parameters
@@ -98,9 +100,12 @@ def measure_mask(mask: NDArray, spacing: Sequence[float] | None = None) -> MaskM
     mask : (h, w) or (z, y, x) array of bool
     spacing : sequence of float or None
         Millimetres between voxels, per array axis.
+    voxel_volume : float or None
+        In cubic millimetres; None: the product of the spacing. A sheared grid needs it.
     """
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
-    voxel = float(steps.prod()) / (1 if spacing is None else 1000)
+    voxel = float(steps.prod()) if voxel_volume is None else voxel_volume
+    voxel /= 1 if spacing is None else 1000
     parts, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
     if not n:
         return MaskMeasures(0.0, 0, math.nan, math.nan)
