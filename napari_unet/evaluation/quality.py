@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_unet.domain.labels import LabelSchema
+
 #: Beyond so many robust deviations from the median (Iglewicz and Hoaglin 1993, "How to Detect and Handle Outliers").
 _FAR = 3.5
 #: The median absolute deviation of a normal distribution, in standard deviations.
@@ -116,6 +118,19 @@ def measure_mask(
     return MaskMeasures(
         float(sizes.sum() * voxel), n, float(sizes.max() / sides.prod()), float(lengths.max() / lengths.min())
     )
+
+
+def measure_classes(
+    labels: NDArray, schema: LabelSchema, spacing: Sequence[float] | None = None, voxel_volume: float | None = None
+) -> dict[str, MaskMeasures]:
+    """Measure each class of a label array, by its name; ``spacing`` and ``voxel_volume`` as in :func:`measure_mask`."""
+    boxes = ndimage.find_objects(labels)
+    nothing = (slice(0, 0),) * labels.ndim
+    found = {}
+    for each in schema.classes:
+        box = (boxes[each.id - 1] if each.id <= len(boxes) else None) or nothing
+        found[each.name] = measure_mask(labels[box] == each.id, spacing, voxel_volume)
+    return found
 
 
 def robust_scores(values: Sequence[float], least: float) -> NDArray[np.float64]:

@@ -152,8 +152,8 @@ def is_on_network(path: Path) -> bool:
 
 
 _IN_USE = (
-    "The project's {name} is in use by another program, or was left without being closed, and cannot be read completely "
-    "now: close the project there, or read it from a folder that you may write to."
+    "The project's {name} is in use by another program, or was left without being closed, and cannot be read "
+    "completely now: close the project there, or read it from a folder that you may write to."
 )
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _DAMAGED = (

@@ -75,10 +75,10 @@ class VolumesDialog(QDialog):
             self.said.setText(_NO_SCAN)
             self.table.setRowCount(0)
             return
-        voxel_volume = state.scan.geometry.voxel_volume
-        found = class_volumes(state.annotation.labels, self._session.schema, voxel_volume)
+        voxel = state.scan.geometry.voxel_volume
+        found = class_volumes(state.annotation.labels, self._session.schema, voxel)
         in_ml = all(each.ml is not None for each in found)
-        why = "" if in_ml else ", in voxels, as their size in mm is not known" if voxel_volume is None else ", in pixels"
+        why = "" if in_ml else ", in voxels, as their size in mm is not known" if voxel is None else ", in pixels"
         self.said.setText(f"{state.name}, as its labels stand{why}.")
         self.table.setHorizontalHeaderLabels(("Class", "mL" if in_ml else "Voxels", "Pieces"))
         self.table.setRowCount(len(found) + 1)
