@@ -100,6 +100,7 @@ def test_slices_that_nobody_looked_at_are_no_reason_to_trust(open_session, train
 
 def test_what_nobody_looked_at_has_a_predicted_dice_and_what_stands_out_is_said(open_session, trained):
     session = open_session(schema=trained.card.label_schema)
+    session.use_model(trained)
     rows = (9, 8, 9, 7, 8, 9, 6, 9, 8, 7)
     states = [proposed_scan(session, trained, number, 9, said) for number, said in enumerate(rows)]
     proposed_scan(session, trained, 20, 9, 9)
