@@ -5,6 +5,7 @@ Pure arithmetic on small arrays; nothing here reads a file or resamples an image
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,6 +147,16 @@ class Geometry:
         if self.spacing != other.spacing or (self.affine is None) != (other.affine is None):
             return False
         return self.affine is None or other.affine is None or bool(np.array_equal(self.affine, other.affine))
+
+    @property
+    def voxel_volume(self) -> float | None:
+        """Cubic millimetres of a voxel, or square ones of a picture's pixel; None where the spacing is not known.
+
+        Where a tilted gantry has sheared the grid that is less than the product of the spacing.
+        """
+        if self.affine is not None:
+            return abs(float(np.linalg.det(self.affine[:3, :3])))
+        return None if self.spacing is None else math.prod(self.spacing)
 
     @property
     def translation(self) -> tuple[float, ...] | None:

@@ -94,7 +94,8 @@ def bland_altman_figure(cases: Sequence[CaseScores], names: Mapping[int, str]) -
     """Draw how predicted volumes agree with the true ones: the difference over the mean of both, one panel per class.
 
     The lines are the mean difference and the limits of agreement, 1.96 standard deviations to either side (Bland and
-    Altman 1986, https://doi.org/10.1016/S0140-6736(86)90837-8).
+    Altman 1986, https://doi.org/10.1016/S0140-6736(86)90837-8). Cases where both volumes of a class are 0 are left out
+    of its panel: nothing was measured there, and their differences of 0 would draw the limits together.
 
     Parameters
     ----------
@@ -193,9 +194,13 @@ def learning_figure(models: Sequence[str], dices: Sequence[Sequence[float | None
 
 def _agreement(axes: Axes, cases: Sequence[CaseScores], label: int, name: str, unit: str) -> None:
     pairs = [(case.predicted_ml[label], case.truth_ml[label]) for case in cases if label in case.truth_ml]
-    predicted, true = np.array(pairs).T
+    predicted, true = np.array([pair for pair in pairs if any(pair)]).reshape(-1, 2).T
     middle, difference = (predicted + true) / 2, predicted - true
     _clean(axes, _short(name))
+    axes.set_xlabel(f"mean of both ({unit})", color=_FAINT, fontsize=9)
+    axes.set_ylabel(f"predicted less true ({unit})", color=_FAINT, fontsize=9)
+    if not len(difference):
+        return
     axes.plot(middle, difference, "o", color=PALETTE[6], alpha=0.6, markersize=5, markeredgewidth=0)
     mean, deviation = float(difference.mean()), float(difference.std(ddof=1)) if len(difference) > 1 else 0.0
     for value, style in ((mean, "-"), (mean - _AGREEMENT * deviation, "--"), (mean + _AGREEMENT * deviation, "--")):
@@ -205,8 +210,6 @@ def _agreement(axes: Axes, cases: Sequence[CaseScores], label: int, name: str, u
             textcoords="offset points", ha="right", va="bottom", fontsize=8, color=_RED,
         )  # fmt: skip
     axes.margins(x=0.12, y=0.18)
-    axes.set_xlabel(f"mean of both ({unit})", color=_FAINT, fontsize=9)
-    axes.set_ylabel(f"predicted less true ({unit})", color=_FAINT, fontsize=9)
 
 
 def _box(axes: Axes, values: np.ndarray, row: float) -> None:

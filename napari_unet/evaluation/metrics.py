@@ -190,6 +190,7 @@ def score_case(
     spacing: Sequence[float] | None = None,
     tolerance_mm: float = 1.0,
     case: str = "",
+    voxel_volume: float | None = None,
 ) -> CaseScores:
     """Score one case, class by class.
 
@@ -205,6 +206,9 @@ def score_case(
         Tolerance of the NSD, in mm (pixels where the spacing is not known).
     case : str
         Name of the case.
+    voxel_volume : float or None
+        In cubic millimetres (square ones of a picture); None: the product of the spacing, or 1 without one. A sheared
+        grid needs it.
 
     Raises
     ------
@@ -216,7 +220,7 @@ def score_case(
     steps = _steps(true.ndim, spacing)
     unit: Unit = "px" if spacing is None else "mm"
     volume_unit: VolumeUnit = "px" if spacing is None else "mm2" if true.ndim == 2 else "mL"
-    voxel = float(steps.prod()) / (1000 if volume_unit == "mL" else 1)
+    voxel = (float(steps.prod()) if voxel_volume is None else voxel_volume) / (1000 if volume_unit == "mL" else 1)
     scores = CaseScores(case, {}, {}, {}, {}, unit, float(tolerance_mm), volume_unit=volume_unit)
     boxes = [_boxes(labels) for labels in (predicted, true)]
     far = _diagonal(true.shape, steps)

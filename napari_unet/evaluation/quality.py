@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_unet.domain.labels import LabelSchema
+
 #: Beyond so many robust deviations from the median (Iglewicz and Hoaglin 1993, "How to Detect and Handle Outliers").
 _FAR = 3.5
 #: The median absolute deviation of a normal distribution, in standard deviations.
@@ -90,7 +92,9 @@ class Flag:
     sentence: str
 
 
-def measure_mask(mask: NDArray, spacing: Sequence[float] | None = None) -> MaskMeasures:
+def measure_mask(
+    mask: NDArray, spacing: Sequence[float] | None = None, voxel_volume: float | None = None
+) -> MaskMeasures:
     """Measure one class.
 
     Parameters
@@ -98,9 +102,12 @@ def measure_mask(mask: NDArray, spacing: Sequence[float] | None = None) -> MaskM
     mask : (h, w) or (z, y, x) array of bool
     spacing : sequence of float or None
         Millimetres between voxels, per array axis.
+    voxel_volume : float or None
+        In cubic millimetres; None: the product of the spacing. A sheared grid needs it.
     """
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
-    voxel = float(steps.prod()) / (1 if spacing is None else 1000)
+    voxel = float(steps.prod()) if voxel_volume is None else voxel_volume
+    voxel /= 1 if spacing is None else 1000
     parts, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
     if not n:
         return MaskMeasures(0.0, 0, math.nan, math.nan)
@@ -111,6 +118,19 @@ def measure_mask(mask: NDArray, spacing: Sequence[float] | None = None) -> MaskM
     return MaskMeasures(
         float(sizes.sum() * voxel), n, float(sizes.max() / sides.prod()), float(lengths.max() / lengths.min())
     )
+
+
+def measure_classes(
+    labels: NDArray, schema: LabelSchema, spacing: Sequence[float] | None = None, voxel_volume: float | None = None
+) -> dict[str, MaskMeasures]:
+    """Measure each class of a label array, by its name; ``spacing`` and ``voxel_volume`` as in :func:`measure_mask`."""
+    boxes = ndimage.find_objects(labels)
+    nothing = (slice(0, 0),) * labels.ndim
+    found = {}
+    for each in schema.classes:
+        box = (boxes[each.id - 1] if each.id <= len(boxes) else None) or nothing
+        found[each.name] = measure_mask(labels[box] == each.id, spacing, voxel_volume)
+    return found
 
 
 def robust_scores(values: Sequence[float], least: float) -> NDArray[np.float64]:

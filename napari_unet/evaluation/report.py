@@ -171,7 +171,8 @@ def add_evaluation(
         page.section(
             "Volumes",
             paragraph(
-                "Predicted less true volume over the mean of both; lines: mean difference and limits of agreement."
+                "Predicted less true volume over the mean of both; lines: mean difference and limits of agreement. "
+                "Cases where both volumes are 0 are left out."
             ),
             page.figure(agreement, "volumes", "Bland-Altman plot of the volumes"),
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +36,7 @@ class ClassVolume:
     pieces: int
 
 
-def class_volumes(labels: NDArray, schema: LabelSchema, spacing: Sequence[float] | None) -> list[ClassVolume]:
+def class_volumes(labels: NDArray, schema: LabelSchema, voxel_volume: float | None) -> list[ClassVolume]:
     """Return the size of each class, in the order of the classes.
 
     Parameters
@@ -46,13 +44,13 @@ def class_volumes(labels: NDArray, schema: LabelSchema, spacing: Sequence[float]
     labels : unsigned integer array ``[z, y, x]`` or ``[y, x]``
     schema : LabelSchema
         Values without a class are left out.
-    spacing : sequence of float or None
-        In mm per axis; None where it is not known.
+    voxel_volume : float or None
+        In cubic millimetres, as of a :class:`~napari_unet.domain.geometry.Geometry`; None where it is not known.
     """
     from scipy.ndimage import find_objects, label
 
     boxes = find_objects(labels)
-    voxel_ml = math.prod(spacing) / _MM3_PER_ML if spacing is not None and labels.ndim == 3 else None
+    voxel_ml = voxel_volume / _MM3_PER_ML if voxel_volume is not None and labels.ndim == 3 else None
     found = []
     for each in schema.classes:
         box = boxes[each.id - 1] if each.id <= len(boxes) else None

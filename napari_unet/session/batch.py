@@ -159,10 +159,11 @@ def evaluate_folders(
     own = values <= {0, *ids} and (not values <= set().union(*known) or all(has_record(pair.image) for pair in pairs))
     for pair in pairs:
         item = load_pair(pair, mapping)
+        grid = item.scan.geometry
         predicted = held.pop(pair.stem) if pair.stem in held else read_mask(pair.image).data
         predicted = predicted if own else mapping.apply(predicted)
         yield (
-            score_case(predicted, item.labels, ids, item.scan.geometry.spacing, tolerance_mm, pair.stem),
+            score_case(predicted, item.labels, ids, grid.spacing, tolerance_mm, pair.stem, grid.voxel_volume),
             item,
             predicted,
         )

@@ -35,8 +35,8 @@ class ClassVolume:
 
 def volumes_of(labels: NDArray, schema: LabelSchema, scan: Scan) -> tuple[ClassVolume, ...]:
     """Return the volume of each class of a mask over a scan's spatial axes."""
-    spacing = scan.geometry.spacing if labels.ndim == 3 else None
-    litre = None if spacing is None else float(np.prod(spacing)) / 1000
+    voxel = scan.geometry.voxel_volume if labels.ndim == 3 else None
+    litre = None if voxel is None else voxel / 1000
     # One plane after the other: a mask may lie on the disk.
     counts = {one.id: 0 for one in schema.classes}
     for plane in labels if labels.ndim == 3 else labels[np.newaxis]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from napari_unet.domain.errors import ProjectError
+from napari_unet.storage.lock import ProjectLock
 
 #: Its name in the project's folder.
 DATABASE = "project.db"
@@ -78,29 +78,44 @@ def open_database(path: Path, *, read_only: bool = False, checked: bool = True) 
     Raises
     ------
     ProjectError
-        It is damaged, of a newer version, or cannot be read or written.
+        It is damaged, of a newer version, or cannot be read or written; or it is only read, and what another program
+        wrote last cannot be seen.
     """
-    address = path.resolve().as_uri()
-    if not read_only:
-        return _opened(f"{address}?mode=rwc", path, False, checked)
-    # To read beside a writer SQLite writes to a file of its own; in a folder where it may not, nobody else writes.
-    writable = os.access(path.parent, os.W_OK)
-    return _opened(f"{address}?{'mode=ro' if writable else 'immutable=1'}", path, True, checked)
-
-
-def _opened(address: str, path: Path, read_only: bool, checked: bool) -> sqlite3.Connection:
-    connection = None
     try:
-        connection = sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)
+        if not read_only:
+            return _opened("mode=rwc", path, False, checked)
+        try:
+            return _opened("mode=ro", path, True, checked)
+        except sqlite3.Error as error:
+            if _kind_of(error) not in _REFUSED:
+                raise
+            # SQLite reads a write-ahead log with a file of its own beside it, which it may not make here. Without that
+            # only the database itself can be read, which is all there is where no log holds anything.
+            if _is_in_use(path):
+                raise ProjectError(_IN_USE.format(name=path.name)) from error
+            return _opened("immutable=1", path, True, checked)
+    except sqlite3.Error as error:
+        raise ProjectError(why(error, path)) from error
+
+
+def _opened(how: str, path: Path, read_only: bool, checked: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, timeout=_BUSY_SECONDS)
+    try:
         connection.isolation_level = None  # transactions are begun by `transaction` alone
         _prepare(connection, path, read_only, checked)
-    except (sqlite3.Error, ProjectError) as error:
-        if connection is not None:
-            connection.close()
-        if isinstance(error, ProjectError):
-            raise
-        raise ProjectError(why(error, path)) from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _is_in_use(path: Path) -> bool:
+    """Return whether a program has the project open, or left something that is not in the database itself yet."""
+    holder = ProjectLock(path.parent).holder()
+    if holder is not None and not holder.is_gone():
+        return True
+    logs = (path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal"))
+    return any(log.exists() and log.stat().st_size > 0 for log in logs)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, read_only: bool, checked: bool) -> None:
@@ -136,16 +151,25 @@ def is_on_network(path: Path) -> bool:
     return kind.startswith(_NETWORK_DRIVES)
 
 
+_IN_USE = (
+    "The project's {name} is in use by another program, or was left without being closed, and cannot be read "
+    "completely now: close the project there, or read it from a folder that you may write to."
+)
+_REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH)
 _DAMAGED = (
     "The project's {name} is damaged: it was left as it is. Put a copy of it in its place, or choose another project "
     "folder."
 )
 
 
+def _kind_of(error: sqlite3.Error) -> int:
+    # Of an extended code the lowest byte is what it is about.
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def why(error: sqlite3.Error, path: Path) -> str:
     """Return one sentence about what SQLite says of a project's database."""
-    # Of an extended code the lowest byte is what it is about.
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _kind_of(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"The project's {path.name} is being written by another program: try again."
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
@@ -153,7 +177,7 @@ def why(error: sqlite3.Error, path: Path) -> str:
             "Your work could not be saved, since the disk with the project is full or fails: it is kept in the window, "
             "and saved once that is possible; free some space, or export it elsewhere."
         )
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+    if code in _REFUSED:
         return (
             f"Your work could not be saved, since the project's {path.name} cannot be written: check its permissions."
         )

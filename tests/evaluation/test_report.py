@@ -195,6 +195,11 @@ def test_volumes_are_compared_as_bland_and_altman_do(picture):
     differences = pairs[:, 0] - pairs[:, 1]
     assert mean.get_ydata()[0] == pytest.approx(differences.mean())
     assert (high.get_ydata()[0] - low.get_ydata()[0]) / 2 == pytest.approx(1.96 * differences.std(ddof=1))
+    nothing = np.zeros_like(picture.truth)
+    empty = [score_case(nothing, nothing, SCHEMA.ids, (2.0, 1.0))] * 9
+    again = bland_altman_figure([*cases, *empty], {1: "liver"}).axes[0].lines[2]
+    assert again.get_ydata()[0] == pytest.approx(low.get_ydata()[0])
+    pixels(bland_altman_figure(empty, {}))
     assert bland_altman_figure(cases[:1], {}) is None
     assert bland_altman_figure([*cases, score_case(picture.truth, picture.truth, [1])], {}) is None
 

@@ -100,14 +100,27 @@ def test_the_proposal_counts_as_it_was_before_the_scan_was_learnt_from(work):
     propose(session, state, np.s_[0:4])
     session.record_edit(state, painted(state, np.s_[0], 0), slice(None), "erase")
     session.accept_slices(state, [0, 1])
-    assert session.audits.of(state).dice_of_proposal == pytest.approx(2 * 300 / 700, abs=1e-4)
+    assert session.audits.of(state).dice_of_proposal == pytest.approx(2 * 100 / 300, abs=1e-4)
     state.note_taught()
     session._autosave.mark(state)
     propose(session, state, np.s_[5])  # the model knows the scan now
     session.record_edit(state, painted(state, np.s_[5], 0), slice(None), "erase")
     card = session.audits.of(state)
-    assert card.dice_of_proposal == pytest.approx(2 * 300 / 700, abs=1e-4)
+    assert card.dice_of_proposal == pytest.approx(2 * 100 / 300, abs=1e-4)
     assert card.proposed_by == "a" * 32
+
+
+def test_only_slices_that_were_accepted_tell_how_good_a_proposal_was(work):
+    session, state = work
+    session.record_edit(state, painted(state, np.s_[7, :5], 1), slice(None))
+    session.accept_slices(state, [7])  # painted before anything was proposed
+    propose(session, state, np.s_[0:7, :5])
+    card = session.audits.of(state)
+    assert (card.dice_of_proposal, card.left_to_correct) == (None, None)
+    session.record_edit(state, painted(state, np.s_[0], np.repeat([0, 1], 5)[:, None]), slice(None))
+    session.accept_slices(state, [0])
+    card = session.audits.of(state)
+    assert (card.dice_of_proposal, card.left_to_correct) == (0, 1)
 
 
 def test_a_scan_that_nobody_touched_has_none(work):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from napari_unet.domain.annotation import Annotation, Correction, SparseChange
 from napari_unet.domain.errors import ProjectError
 from napari_unet.storage.database import DATABASE, VERSION, open_database, transaction
 from napari_unet.storage.journal import BEGINNING, Entry, Journal, KnownScan, Sides, decode, encode
-from tests.storage.conftest import full_disk  # noqa: F401 - a fixture
+from tests.storage.conftest import foreign_folder, full_disk  # noqa: F401 - fixtures
 
 SHAPE = (4, 5, 6)
 SCAN = KnownScan("0123456789abcdef" * 2, SHAPE, 0, (3.0, 1.0, 1.0))
@@ -176,6 +177,25 @@ class TestTheDisk:
                 assert reader.head()[0] == 2
                 with pytest.raises(ProjectError):
                     reader.append([Entry("stroke", SCAN, some())], "ben")
+
+    def test_who_may_not_write_reads_all_of_it_or_is_told(self, foreign_folder):  # noqa: F811
+        folder, reading = foreign_folder
+
+        def seen(folder):
+            with reading(folder), contextlib.closing(Journal(folder, read_only=True)) as reader:
+                return reader.head()[0]
+
+        with contextlib.closing(Journal(folder / "kept")) as writer:
+            writer.append([Entry("stroke", SCAN, some())], "anna")
+            assert seen(folder / "kept") == 1
+            # As a synchronised folder has it, or one whose program was killed: the log came, its index did not.
+            (folder / "copy").mkdir()
+            for name in (DATABASE, f"{DATABASE}-wal"):
+                shutil.copy(folder / "kept" / name, folder / "copy" / name)
+        with pytest.raises(ProjectError, match="in use by another program, or was left") as told:
+            seen(folder / "copy")
+        assert "damaged" not in str(told.value)
+        assert seen(folder / "kept") == 1  # its log is gone
 
 
 class TestTransactions:

@@ -76,10 +76,10 @@ class VolumesDialog(QDialog):
             self.said.setText(_NO_SCAN)
             self.table.setRowCount(0)
             return
-        spacing = state.scan.geometry.spacing
-        found = class_volumes(state.annotation.labels, self._session.schema, spacing)
+        voxel = state.scan.geometry.voxel_volume
+        found = class_volumes(state.annotation.labels, self._session.schema, voxel)
         in_ml = all(each.ml is not None for each in found)
-        why = "" if in_ml else ", in voxels, as their size in mm is not known" if spacing is None else ", in pixels"
+        why = "" if in_ml else ", in voxels, as their size in mm is not known" if voxel is None else ", in pixels"
         self.said.setText(f"{state.name}, as its labels stand{why}.")
         self.table.setHorizontalHeaderLabels(("Class", "mL" if in_ml else "Voxels", "Pieces"))
         self.table.setRowCount(len(found) + 1)
