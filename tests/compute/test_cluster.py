@@ -156,6 +156,11 @@ class TestResources:
 def impatient(monkeypatch):
     """Seconds that nobody needs to wait for, where it is known that nothing comes."""
     monkeypatch.setattr("napari_unet.compute.cluster._CONNECT_SECONDS", 2.0)
+
+
+@pytest.fixture
+def impatient_for_workers(monkeypatch):
+    """As above, where there is a scheduler: to connect to it may take its time on a machine that has more to do."""
     monkeypatch.setattr("napari_unet.compute.cluster._WORKER_SECONDS", 1.0)
 
 
@@ -198,7 +203,7 @@ class TestRefusals:
         with dask_configured(certificates(tmp_path)), contextlib.closing(Engine(address=cluster.address)) as engine:
             assert "do not go together" in str(finish(engine, jobs.count, 3).errors[0])
 
-    def test_a_cluster_without_workers(self, impatient, tmp_path):
+    def test_a_cluster_without_workers(self, impatient_for_workers, tmp_path):
         with running(tmp_path) as own, contextlib.closing(Engine(address=own.address)) as engine:
             assert "has no workers" in str(finish(engine, jobs.count, 3).errors[0])
 
