@@ -381,10 +381,9 @@ def _history(session: Session, cards: dict[str, ModelCard]) -> History | None:
     if not judged:
         return None
     shown = _shown(session, judged.values())
-    return History(
-        tuple(judged),
-        {name: tuple(card.scores.get(scan) for card in judged.values()) for scan, name in shown.items()},
-    )
+    rows = {name: tuple(card.scores.get(scan) for card in judged.values()) for scan, name in shown.items()}
+    # The slices that are held out of a scan may show nothing of any class: then they judge nobody.
+    return History(tuple(judged), {name: row for name, row in rows.items() if any(dice is not None for dice in row)})
 
 
 def _updates(session: Session, cards: dict[str, ModelCard]) -> list[Update]:
@@ -396,7 +395,7 @@ def _updates(session: Session, cards: dict[str, ModelCard]) -> list[Update]:
     if model is None or old is None:
         return []
     new, shown = model.card, _shown(session, [model.card])
-    scans = {shown[scan]: (old.scores.get(scan), dice) for scan, dice in new.scores.items()}
+    scans = {shown[scan]: (old.scores.get(scan), dice) for scan, dice in new.scores.items() if dice is not None}
     return [
         Update(
             old.name,
