@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from napari_unet.domain.errors import MaskError
 
@@ -87,6 +86,8 @@ def proposal_features(labels: NDArray, uncertainty: NDArray[np.uint8], n_classes
     MaskError
         The shapes differ.
     """
+    from scipy.ndimage import binary_dilation, binary_erosion
+
     if labels.shape != uncertainty.shape:
         raise MaskError(
             f"The labels have shape {labels.shape} and their uncertainty {uncertainty.shape}: give those of one scan."
@@ -94,7 +95,7 @@ def proposal_features(labels: NDArray, uncertainty: NDArray[np.uint8], n_classes
     planes = labels.reshape(-1, *labels.shape[-2:]) > 0
     doubt = uncertainty.reshape(planes.shape)
     size = int(np.count_nonzero(planes))
-    outline = ndimage.binary_dilation(planes, _OUTLINE) & ~ndimage.binary_erosion(planes, _OUTLINE)
+    outline = binary_dilation(planes, _OUTLINE) & ~binary_erosion(planes, _OUTLINE)
     # Sums by the 256 values that there are, instead of arrays of floats.
     inside, outside, near = (np.bincount(doubt[where], minlength=256) for where in (planes, ~planes, outline))
     certainty = _certainty(n_classes)

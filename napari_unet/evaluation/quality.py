@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from napari_unet.domain.labels import LabelSchema
 
@@ -105,14 +104,16 @@ def measure_mask(
     voxel_volume : float or None
         In cubic millimetres; None: the product of the spacing. A sheared grid needs it.
     """
+    from scipy.ndimage import find_objects, label
+
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float)
     voxel = float(steps.prod()) if voxel_volume is None else voxel_volume
     voxel /= 1 if spacing is None else 1000
-    parts, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    parts, n = label(mask, np.ones((3,) * mask.ndim))
     if not n:
         return MaskMeasures(0.0, 0, math.nan, math.nan)
     sizes = np.bincount(parts.ravel())[1:]
-    box = ndimage.find_objects(parts)[int(sizes.argmax())]
+    box = find_objects(parts)[int(sizes.argmax())]
     sides = np.array([side.stop - side.start for side in box])
     lengths = sides * steps
     return MaskMeasures(
@@ -124,7 +125,9 @@ def measure_classes(
     labels: NDArray, schema: LabelSchema, spacing: Sequence[float] | None = None, voxel_volume: float | None = None
 ) -> dict[str, MaskMeasures]:
     """Measure each class of a label array, by its name; ``spacing`` and ``voxel_volume`` as in :func:`measure_mask`."""
-    boxes = ndimage.find_objects(labels)
+    from scipy.ndimage import find_objects
+
+    boxes = find_objects(labels)
     nothing = (slice(0, 0),) * labels.ndim
     found = {}
     for each in schema.classes:

@@ -18,7 +18,6 @@ from psygnal import Signal
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.evaluation.metrics import dice, nsd
 from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
 from napari_unet.session.history import Step
 from napari_unet.session.recalling import replayed
@@ -195,6 +194,9 @@ class Comparison:
 
     def agreement(self) -> list[Agreement]:
         """Return how much both agree, class by class."""
+        # scipy, with it, would hold the window's start up.
+        from napari_unet.evaluation.metrics import dice, nsd
+
         state, others, _ = self._require()
         own, spacing = state.annotation.labels, state.scan.geometry.spacing
         found = []
