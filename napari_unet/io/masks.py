@@ -202,6 +202,38 @@ def _listed(values: Iterable[int]) -> str:
     return f"{text}, ... {ordered[-1]}" if len(ordered) > _MOST_LISTED else text
 
 
+def read_mask_of(scan: Scan, path: Path) -> tuple[NDArray, dict[int, str]]:
+    """Read a mask that belongs to a scan.
+
+    Parameters
+    ----------
+    scan : Scan
+    path : Path
+        Any format that scans are read from, or a DICOM Segmentation of the scan.
+
+    Returns
+    -------
+    labels : integer array
+        Over the scan's spatial axes, values as stored.
+    names : dict of int to str
+        What the values are called, where the file says so.
+
+    Raises
+    ------
+    MaskError
+        It belongs to another grid or scan, is a colour picture, or does not hold whole numbers.
+    ScanError
+        The file cannot be read.
+    """
+    from napari_unet.io.dicom.segmentation import is_dicom_seg, read_dicom_seg, segment_names
+
+    if is_dicom_seg(path):
+        return read_dicom_seg(path, scan), segment_names(path)
+    mask = read_mask(path)
+    check_same_grid(scan, mask)
+    return mask.data, {}
+
+
 def check_same_grid(scan: Scan, mask: Scan) -> None:
     """Refuse a mask that does not lie on its scan's grid.
 

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from napari_unet.domain.errors import SessionError
+from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
 from napari_unet.io.masks import distinct_values
 
@@ -157,6 +158,42 @@ def with_classes_of(schema: LabelSchema, ids: Iterable[int], former: Mapping[int
         names.add(name)
         added.append(found.model_copy(update={"name": name}))
     return LabelSchema(classes=(*schema.classes, *added)) if added else schema
+
+
+def in_own_classes(schema: LabelSchema, labels: NDArray, names: Mapping[int, str], who: str) -> NDArray:
+    """Return labels from elsewhere with the ids that their classes have here.
+
+    Parameters
+    ----------
+    schema : LabelSchema
+    labels : integer array
+    names : mapping of int to str
+        What the values are called there, as far as that is known: classes are then the same where their names are, and
+        otherwise where their ids are.
+    who : str
+        Whose labels they are, for what is said of them.
+
+    Raises
+    ------
+    MaskError
+        There is a class that is none here.
+    """
+    own = {each.name: each.id for each in schema.classes}
+    here: dict[int, int] = {}
+    for value in sorted(distinct_values(labels) - {0}):
+        name = names.get(value)
+        if (name not in own) if name is not None else (value not in schema.ids):
+            what = "name" if name is not None else "number"
+            raise MaskError(
+                f"{who} holds {name or value}, and there is no class of that {what}: add it with Classes..."
+            )
+        here[value] = value if name is None else own[name]
+    if all(value == mine for value, mine in here.items()):
+        return labels
+    found = np.zeros(labels.shape, np.uint8 if max(here.values()) < 256 else np.uint16)
+    for value, mine in here.items():
+        found[labels == value] = mine
+    return found
 
 
 def told_otherwise(session: Session, schema: LabelSchema) -> list[tuple[str, str]]:

@@ -18,7 +18,8 @@ from psygnal import Signal
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import LabelSchema
-from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
+from napari_unet.io.masks import read_mask_of
+from napari_unet.session.classes import in_own_classes
 from napari_unet.session.history import Step
 from napari_unet.session.recalling import replayed
 from napari_unet.storage.journal import Journal
@@ -119,7 +120,8 @@ class Comparison:
         if saved is None:
             raise SessionError(f"The project {folder.name} knows nothing of {state.name}: choose another one.")
         who = ", ".join(readers) or folder.name
-        self.begin(state, self._in_own_classes(saved.annotation.labels, classes, who), who)
+        names = {} if classes is None else {each.id: each.name for each in classes.classes}
+        self.begin(state, in_own_classes(self._session.schema, saved.annotation.labels, names, who), who)
 
     def with_mask(self, path: Path) -> None:
         """Compare with a mask in a file, of the same grid.
@@ -132,29 +134,8 @@ class Comparison:
             The mask cannot be read, belongs to another grid, or holds values that are no class.
         """
         state = self._active()
-        mask = read_mask(path)
-        check_same_grid(state.scan, mask)
-        self.begin(state, self._in_own_classes(mask.data, None, path.name), path.name)
-
-    def _in_own_classes(self, labels: NDArray, theirs: LabelSchema | None, who: str) -> NDArray:
-        """Return labels with the ids that their classes have here: found by their names, where these are known."""
-        own = {each.name: each.id for each in self._session.schema.classes}
-        names = {each.id: each.name for each in theirs.classes} if theirs is not None else {}
-        here: dict[int, int] = {}
-        for value in sorted(distinct_values(labels) - {0}):
-            name = names.get(value)
-            if (name not in own) if name is not None else (value not in self._session.schema.ids):
-                raise MaskError(
-                    f"{who}: there are voxels labelled {name or value}, and here is no such class. Add it with "
-                    "Classes... first, then compare."
-                )
-            here[value] = value if name is None else own[name]
-        if all(value == mine for value, mine in here.items()):
-            return labels
-        found = np.zeros(labels.shape, np.uint8 if max(here.values()) < 256 else np.uint16)
-        for value, mine in here.items():
-            found[labels == value] = mine
-        return found
+        labels, names = read_mask_of(state.scan, path)
+        self.begin(state, in_own_classes(self._session.schema, labels, names, path.name), path.name)
 
     def with_before(self) -> None:
         """Compare with the labels from before the last proposal.

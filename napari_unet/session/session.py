@@ -18,15 +18,15 @@ from psygnal import Signal
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import MaskError, SessionError
+from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
-from napari_unet.io.masks import check_same_grid, distinct_values, read_mask
+from napari_unet.io.masks import distinct_values, read_mask_of
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.audits import Audits
 from napari_unet.session.autosave import Autosave
-from napari_unet.session.classes import told_otherwise, with_classes_of
+from napari_unet.session.classes import in_own_classes, told_otherwise, with_classes_of
 from napari_unet.session.cleaning import CleanUp
 from napari_unet.session.comparing import Comparison
 from napari_unet.session.computing import Computing
@@ -475,18 +475,11 @@ class Session:
         MaskError, ScanError
             The file cannot be read, lies on another grid, or holds values that are no class.
         """
-        mask = read_mask(path)
-        check_same_grid(state.scan, mask)
-        values = distinct_values(mask.data)
-        unknown = sorted(values - {0, *self.schema.ids})
-        if unknown:
-            raise MaskError(
-                f"{path.name} holds {', '.join(map(str, unknown[:5]))}, and there is no class of that number: add it "
-                "with Classes... first."
-            )
+        labels, names = read_mask_of(state.scan, path)
+        labels = in_own_classes(self.schema, labels, names, path.name)
         annotation = state.annotation
-        kept = annotation.reviewed() | self.tools.forbidden(annotation.labels, mask.data)
-        wanted = np.where(kept, annotation.labels, mask.data).astype(annotation.labels.dtype)
+        kept = annotation.reviewed() | self.tools.forbidden(annotation.labels, labels)
+        wanted = np.where(kept, annotation.labels, labels).astype(annotation.labels.dtype)
         change = SparseChange.between(annotation.labels, wanted)
         self._put(state, Correction("load mask", labels=change))
         return len(change)

@@ -87,7 +87,7 @@ def test_classes_are_known_by_their_names(two, open_session):
     other.record_edit(theirs, painted(theirs, np.s_[7], 1), slice(None))
     other.close()
     session.comparison.end()
-    with pytest.raises(MaskError, match="labelled tumour, and here is no such class"):
+    with pytest.raises(MaskError, match="holds tumour, and there is no class of that name"):
         session.comparison.with_project(other.project.path)
     assert session.comparison.state is None
     assert state.annotation.labels.max() == 1

@@ -20,6 +20,8 @@ from napari_unet.session.exporting import export_mask, export_masks
 from napari_unet.session.session import Session
 from tests.io import dicom_files
 from tests.io.nifti_files import save_nifti
+from tests.io.seg_files import scan_at, write_series
+from tests.session.conftest import painted
 
 NAME = "Mustermann^Erika"
 
@@ -146,3 +148,25 @@ def test_a_mask_can_be_loaded_again(session: Session, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), np.eye(4)), tmp_path / "other.nii.gz")
     with pytest.raises(MaskError):
         session.load_mask(state, tmp_path / "other.nii.gz")
+
+
+def test_a_dicom_segmentation_is_loaded_by_the_names_of_its_classes(open_session, tmp_path):
+    scan = scan_at(write_series(tmp_path / "ct", SpacingBetweenSlices=4))
+    session = open_session()
+    session.set_schema(LabelSchema.of("liver", "kidney"))
+    state = session.add_scan(scan)
+    view = painted(state, np.s_[2, 3:6, 2:5], 1)
+    view[3, 2, 2] = 2
+    session.record_edit(state, view, slice(None))
+    export_mask(session, state, tmp_path / "mask.dcm")
+    other = open_session("other")
+    other.set_schema(LabelSchema.of("kidney", "liver"))
+    again = other.add_scan(scan)
+    assert other.load_mask(again, tmp_path / "mask.dcm") == 10
+    np.testing.assert_array_equal(again.annotation.labels == 2, view == 1)
+    np.testing.assert_array_equal(again.annotation.labels == 1, view == 2)
+    other.comparison.with_mask(tmp_path / "mask.dcm")
+    assert not other.comparison.differences().any()
+    other.set_schema(LabelSchema.of("kidney", "spleen"))
+    with pytest.raises(MaskError, match="holds liver, and there is no class of that name"):
+        other.load_mask(again, tmp_path / "mask.dcm")

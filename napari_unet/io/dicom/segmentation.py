@@ -118,6 +118,28 @@ def write_dicom_seg(
     put_in_place(path, ".dcm", MaskFile(write, lambda target: _is_sound(target, numbers, source)))
 
 
+def is_dicom_seg(path: Path | str) -> bool:
+    """Return whether a file is a DICOM segmentation; False of what is no DICOM file at all."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with quietly():
+            found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    except (OSError, InvalidDicomError):
+        return False
+    return found.get("SOPClassUID") in (_SEGMENTATION, _LABEL_MAP_SEGMENTATION)
+
+
+def segment_names(path: Path | str) -> dict[int, str]:
+    """Return the labels of a DICOM segmentation's segments, by their numbers."""
+    import pydicom
+
+    with quietly():
+        seg = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SegmentSequence"])
+    return {int(each.SegmentNumber): str(each.SegmentLabel) for each in seg.get("SegmentSequence", [])}
+
+
 def read_dicom_seg(path: Path | str, scan: Scan) -> NDArray:
     """Read a DICOM Segmentation as a mask for the scan it belongs to.
 
