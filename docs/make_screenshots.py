@@ -160,16 +160,14 @@ def sides(camera: Camera, viewer, dock) -> None:
     dock.volumes.show()
     camera.rest(2)
     camera.take(dock.volumes, "volumes")
-    dock.open_views()
-    camera.rest(2)
-    camera.take(window, "views")
-    for each in list(viewer.window.dock_widgets):
-        if "Views" in each:
-            viewer.window.remove_dock_widget(viewer.window._wrapped_dock_widgets[each])
     dock.volumes.solid.click()
     camera.rest(3)
     camera.take(window, "surfaces")
+    dock.volumes.solid.click()
     dock.volumes.close()
+    dock.open_views()
+    camera.rest(2)
+    camera.take(window, "views")
 
 
 if __name__ == "__main__":
