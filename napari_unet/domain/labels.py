@@ -17,6 +17,10 @@ PALETTE: tuple[tuple[float, float, float], ...] = (
 )
 
 
+#: Network classes travel as uint8, and 0 is background.
+MOST_CLASSES = 255
+
+
 class LabelClass(BaseModel):
     """One class: the value it has in label arrays, what it is called, how it is shown."""
 
@@ -32,8 +36,7 @@ class LabelSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Network classes travel as uint8, and 0 is background.
-    classes: tuple[LabelClass, ...] = Field(min_length=1, max_length=255)
+    classes: tuple[LabelClass, ...] = Field(min_length=1, max_length=MOST_CLASSES)
 
     @model_validator(mode="after")
     def _unique(self) -> LabelSchema:

@@ -179,7 +179,9 @@ def _fill_between(settings: FillBetween, work: Work) -> _Made:
     if not len(slices):
         raise SettingsError("Paint on two slices that do not touch, or accept them: then what is between is filled.")
     filled = work.labels.copy()
-    np.moveaxis(filled, work.slice_axis, 0)[slices] = planes
+    target, hand = np.moveaxis(filled, work.slice_axis, 0), np.moveaxis(work.painted, work.slice_axis, 0)
+    # What was drawn or erased by hand stays, on slices that are silent about a class too.
+    target[slices] = np.where(hand[slices], target[slices], planes)
     return work.region.cut(filled), tuple(np.unique(planes[planes > 0]).tolist())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.domain.errors import MaskError, SessionError
-from napari_unet.domain.labels import PALETTE, LabelClass, LabelSchema
+from napari_unet.domain.labels import MOST_CLASSES, PALETTE, LabelClass, LabelSchema
 from napari_unet.io.masks import distinct_values
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def from_preset(session: Session, names: Sequence[str]) -> LabelSchema:
     """
     if not any(state.annotation.labels.any() for state in session.scans):
         open_scans = {state.scan.fingerprint for state in session.scans}
-        if all(place.scan in open_scans for place in session.desk.places()):
+        is_fresh = all(place.scan in open_scans for place in session.desk.places())
+        # What was painted and taken back may come again.
+        if is_fresh and not any(state.history.next_undo or state.history.next_redo for state in session.scans):
             return LabelSchema.of(*names)
         former = session.desk.former
         known = {each.name: each for each in former.values()}
@@ -157,7 +159,7 @@ def with_classes_of(schema: LabelSchema, ids: Iterable[int], former: Mapping[int
         name = found.name if found.name not in names else f"{found.name} ({value})"
         names.add(name)
         added.append(found.model_copy(update={"name": name}))
-    return LabelSchema(classes=(*schema.classes, *added)) if added else schema
+    return LabelSchema(classes=(*schema.classes, *added)[:MOST_CLASSES]) if added else schema
 
 
 def in_own_classes(schema: LabelSchema, labels: NDArray, names: Mapping[int, str], who: str) -> NDArray:
@@ -178,11 +180,11 @@ def in_own_classes(schema: LabelSchema, labels: NDArray, names: Mapping[int, str
     MaskError
         There is a class that is none here.
     """
-    own = {each.name: each.id for each in schema.classes}
+    own = {_as_stored(each.name): each.id for each in schema.classes}
     here: dict[int, int] = {}
     for value in sorted(distinct_values(labels) - {0}):
-        name = names.get(value)
-        if (name not in own) if name is not None else (value not in schema.ids):
+        name = None if value not in names else _as_stored(names[value])
+        if (name not in own) if name is not None else (names or value not in schema.ids):
             what = "name" if name is not None else "number"
             raise MaskError(
                 f"{who} holds {name or value}, and there is no class of that {what}: add it with Classes..."
@@ -196,12 +198,22 @@ def in_own_classes(schema: LabelSchema, labels: NDArray, names: Mapping[int, str
     return found
 
 
-def told_otherwise(session: Session, schema: LabelSchema) -> list[tuple[str, str]]:
-    """Return the classes of voxels on open scans that would have another name in a schema: the name, and the other."""
+def _as_stored(name: str) -> str:
+    """Return a name as DICOM keeps it: no backslash, single spaces, at most 64 characters."""
+    return " ".join(name.replace("\\", "/").split())[:64]
+
+
+def labels_there(session: Session) -> set[int]:
+    """Return the labels of the open scans, but for background."""
+    return set().union(*(distinct_values(state.annotation.labels) for state in session.scans)) - {0}
+
+
+def told_otherwise(session: Session, schema: LabelSchema) -> list[tuple[int, str, str]]:
+    """Return the classes of voxels on open scans that a schema calls otherwise: id, name, and the other name."""
     names = {each.id: each.name for each in schema.classes}
-    there = set().union(*(distinct_values(state.annotation.labels) for state in session.scans))
+    there = labels_there(session)
     return [
-        (each.name, names[each.id])
+        (each.id, each.name, names[each.id])
         for each in session.schema.classes
         if each.id in there and names.get(each.id, each.name) != each.name
     ]

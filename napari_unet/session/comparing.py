@@ -17,7 +17,6 @@ from psygnal import Signal
 
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.errors import MaskError, SessionError
-from napari_unet.domain.labels import LabelSchema
 from napari_unet.io.masks import read_mask_of
 from napari_unet.session.classes import in_own_classes
 from napari_unet.session.history import Step
@@ -109,18 +108,19 @@ class Comparison:
             raise SessionError("That is the project you work in: choose the other reader's.")
         saved = project.read_annotation(scan.fingerprint, scan.spatial_shape, scan.slice_axis)
         readers: dict[str, None] = {}
-        classes: LabelSchema | None = None
+        names: dict[int, str] = {}
         if project.has_journal:
             with closing(Journal(folder, read_only=True)) as journal:
                 known = journal.scan(scan.fingerprint)
-                classes = journal.desk()[0].classes
+                desk, _ = journal.desk()
+                classes = () if desk.classes is None else desk.classes.classes
+                names = {each.id: each.name for each in (*desk.former, *classes)}
                 if known is not None:
                     saved, _ = replayed(journal, known, saved)
                     readers = {event.reader: None for event in journal.events(scan.fingerprint)}
         if saved is None:
             raise SessionError(f"The project {folder.name} knows nothing of {state.name}: choose another one.")
         who = ", ".join(readers) or folder.name
-        names = {} if classes is None else {each.id: each.name for each in classes.classes}
         self.begin(state, in_own_classes(self._session.schema, saved.annotation.labels, names, who), who)
 
     def with_mask(self, path: Path) -> None:

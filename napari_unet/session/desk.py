@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import NapariUnetError, SessionError
+from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.scan import Scan
 from napari_unet.io.registry import find_sources, read_scan
 from napari_unet.session.ledger import Ledger
@@ -94,7 +95,8 @@ class ProjectDesk:
         if not self._is_watching:
             return
         session = self._session
-        self.former |= {each.id: each for each in session.schema.classes}
+        # A model's classes, or those of an empty window, do not take the place of what the project called its own.
+        self.former = {each.id: each for each in session.schema.classes} | self.former
         model = session.models.in_use
         desk = Desk(
             # What is missing today may be there tomorrow.
@@ -110,6 +112,14 @@ class ProjectDesk:
             return
         self._kept = desk
         self._ledger.keep_desk(desk, [self._places[key] for key in desk.open])
+
+    def rename(self, before: LabelSchema, after: LabelSchema) -> None:
+        """Take note that the person calls classes otherwise; not of others that stood there only by their numbers."""
+        old = {each.id: each.name for each in before.classes}
+        for each in after.classes:
+            known = self.former.get(each.id)
+            if known is not None and old.get(each.id) == known.name:
+                self.former[each.id] = each
 
     def leave(self) -> None:
         """Keep what is open now for the last time: what closes afterwards was open when the work ended."""

@@ -101,9 +101,10 @@ class Learning:
     def use_new(self) -> None:
         """Take the fine-tuned checkpoint into use."""
         if self.verdict is not None:
-            verdict, self.verdict = self.verdict, None
-            self._session.ledger.note("model used", verdict.checkpoint.id, name=verdict.checkpoint.card.name)
-            self._session.models.use(verdict.checkpoint, learnt_here=True)
+            checkpoint = self.verdict.checkpoint
+            self._session.models.use(checkpoint, learnt_here=True)
+            self._session.ledger.note("model used", checkpoint.id, name=checkpoint.card.name)
+            self.verdict = None
             self.verdict_changed.emit()
 
     def keep_old(self) -> None:

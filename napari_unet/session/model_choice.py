@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from napari_unet.domain.checkpoint import Checkpoint
 from napari_unet.domain.errors import SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.networks.growing import can_grow
-from napari_unet.session.classes import told_otherwise
+from napari_unet.session.classes import labels_there, told_otherwise
 from napari_unet.storage.verify import REMOVED
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ class ModelChoice:
         """
         with self._as_a_step():
             own, self._own_schema = self._own_schema, None
-            if own is not None and self.in_use is not None and self._session.schema == self.in_use.card.label_schema:
+            known = () if self.in_use is None else self.in_use.card.label_schema.classes
+            # Classes behind the model's are those of which there are voxels.
+            if own is not None and known and self._session.schema.classes[: len(known)] == known:
                 self._change_schema(own)
             self.body = body
             self._put(None, learnt_here=False)
@@ -96,8 +98,8 @@ class ModelChoice:
     def use_kept(self, name: str) -> None:
         """Take a checkpoint of the project into use: roll back, or forward."""
         checkpoint = self._session.project.read_model(name)
-        self._session.ledger.note("model used", checkpoint.id, name=name)
         self.use(checkpoint)
+        self._session.ledger.note("model used", checkpoint.id, name=name)
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete the weights of kept checkpoints; that this was done is kept.
@@ -128,24 +130,26 @@ class ModelChoice:
     @contextmanager
     def _as_a_step(self) -> Iterator[None]:
         """Let undo on the active scan take back what is done to the model in use, to its classes and to the body."""
-        before, active = self._now(), self._session.active
+        before, active, there = self._now(), self._session.active, labels_there(self._session)
         yield
         after = self._now()
         if active is not None and before.model is not after.model:
-            active.history.add_swap(partial(self._use_again, before), partial(self._use_again, after))
+            active.history.add_swap(partial(self._use_again, before, there), partial(self._use_again, after, there))
 
     def _now(self) -> _Choice:
         return _Choice(self.in_use, self.body, self._session.schema, self._own_schema)
 
-    def _use_again(self, choice: _Choice) -> None:
+    def _use_again(self, choice: _Choice, there: Set[int]) -> None:
+        """Go back to a choice, or forward; of labels that were there when it was made it was said what they become."""
         model = choice.model
         if model is not None and model.card.name in self._deleted and model.card.name not in self.kept():
             self._session.tell(f"{model.card.name} was deleted, so the change of model is not taken back.")
             return
-        told = told_otherwise(self._session, choice.schema)
+        told = [each for each in told_otherwise(self._session, choice.schema) if each[0] not in there]
         if told:
+            _, before, after = told[0]
             self._session.tell(
-                f"The change of model is not taken back: voxels labelled {told[0][0]} would count as {told[0][1]}. "
+                f"The change of model is not taken back: voxels labelled {before} would count as {after}. "
                 "Choose the model in the Model list where that is what you want."
             )
             return

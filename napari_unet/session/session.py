@@ -18,7 +18,7 @@ from psygnal import Signal
 from napari_unet.compute.engine import Engine
 from napari_unet.domain.annotation import Correction, SparseChange
 from napari_unet.domain.compute import ResolvedCompute
-from napari_unet.domain.errors import SessionError
+from napari_unet.domain.errors import MaskError, SessionError
 from napari_unet.domain.labels import LabelSchema
 from napari_unet.domain.progress import Notice
 from napari_unet.domain.scan import Scan
@@ -26,7 +26,7 @@ from napari_unet.io.masks import distinct_values, read_mask_of
 from napari_unet.networks.growing import can_grow
 from napari_unet.session.audits import Audits
 from napari_unet.session.autosave import Autosave
-from napari_unet.session.classes import in_own_classes, told_otherwise, with_classes_of
+from napari_unet.session.classes import in_own_classes, labels_there, told_otherwise, with_classes_of
 from napari_unet.session.cleaning import CleanUp
 from napari_unet.session.comparing import Comparison
 from napari_unet.session.computing import Computing
@@ -271,6 +271,7 @@ class Session:
         if remembered is not None:
             self.tell(remembered)
             self._keep_classes(distinct_values(state.annotation.labels))
+            self._tell_other_names(state)
         self.scans.append(state)
         self.scan_added.emit(state)
         for warning in scan.warnings:
@@ -360,6 +361,7 @@ class Session:
                 "The model in use knows other classes: choose a new one in the Model list to start with these classes."
             )
         self.require_room(schema)
+        self.desk.rename(self.schema, schema)
         self.schema = schema
         self.schema_changed.emit()
 
@@ -381,16 +383,23 @@ class Session:
 
     def _change_schema(self, schema: LabelSchema) -> None:
         """Put other classes in the place of these; those of which there are voxels stay behind them."""
-        told = told_otherwise(self, schema)
-        there = set().union(*(distinct_values(state.annotation.labels) for state in self.scans))
+        told, there = told_otherwise(self, schema), labels_there(self)
         former = {**self.desk.former, **{each.id: each for each in self.schema.classes}}
         self.schema = with_classes_of(schema, there, former)
         self.schema_changed.emit()
         if told:
-            changes = ", ".join(f"{before} count as {after}" for before, after in told)
+            changes = ", ".join(f"{before} count as {after}" for _, before, after in told)
             self.tell(f"Voxels that were labelled {changes} now: Undo takes this choice back.")
-        if there - {0}:
+        if there:
             self.tell(f"The classes are now {', '.join(each.name for each in self.schema.classes)}.")
+
+    def _tell_other_names(self, state: ScanState) -> None:
+        """Say which labels of a scan that was opened again have another name now than the project gave them."""
+        names = {each.id: each.name for each in self.schema.classes}
+        for value in sorted(distinct_values(state.annotation.labels) - {0}):
+            former = self.desk.former.get(value)
+            if former is not None and names.get(value, former.name) != former.name:
+                self.tell(f"{state.name}: voxels that were labelled {former.name} count as {names[value]} now.")
 
     def _keep_classes(self, ids: Collection[int]) -> None:
         """Have each label that is there belong to a class: one that was removed comes back with its voxels."""
@@ -461,8 +470,6 @@ class Session:
     def _restore(self, state: ScanState, correction: Correction) -> None:
         # The rest of it would come over what was brought back.
         self.proposals.cancel_for(state)
-        if correction.labels is not None:
-            self._keep_classes(distinct_values(correction.labels.after))
         self._put(state, correction)
 
     def load_mask(self, state: ScanState, path: Path) -> int:
@@ -477,6 +484,8 @@ class Session:
         """
         labels, names = read_mask_of(state.scan, path)
         labels = in_own_classes(self.schema, labels, names, path.name)
+        if labels.max(initial=0) > np.iinfo(state.annotation.labels.dtype).max:
+            raise MaskError(f"{path.name} holds labels above those of {state.name}: close the scan and open it again.")
         annotation = state.annotation
         kept = annotation.reviewed() | self.tools.forbidden(annotation.labels, labels)
         wanted = np.where(kept, annotation.labels, labels).astype(annotation.labels.dtype)
@@ -503,8 +512,6 @@ class Session:
 
     def _replay(self, state: ScanState, corrections: list[Correction], action: str) -> bool:
         for correction in corrections:
-            if correction.labels is not None:
-                self._keep_classes(distinct_values(correction.labels.after))
             self._commit(state, correction, "session", action)
             if correction.proposal is not None:
                 state.proposed_by = state.history.proposed_by
@@ -515,6 +522,8 @@ class Session:
     def _commit(
         self, state: ScanState, correction: Correction, origin: Literal["view", "session"], action: str | None = None
     ) -> None:
+        if origin == "session" and correction.labels is not None:
+            self._keep_classes(distinct_values(correction.labels.after))
         self._autosave.apply(state, correction, action)
         self.desk.note()
         if correction.labels is not None and len(correction.labels):

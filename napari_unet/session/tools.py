@@ -164,7 +164,7 @@ class Tools:
             There is no preview, what it was made from has changed since, or it is of another slice.
         """
         found = self._preview
-        if found is None:
+        if found is None or found.version != found.state.version:
             raise SessionError("Something has changed since: press Preview again.")
         if found.shown is not None and found.shown != self._session.visible_slice:
             raise SessionError("The preview is of another slice: go back to it, or press Preview again.")

@@ -58,8 +58,9 @@ def test_former_classes_are_known_the_next_day(session, open_session):
     session.record_edit(state, painted(state, np.s_[2], 1), slice(None))
     change_classes(session, without(session.schema, 2))
     session.close()
-    again = open_session()
-    assert again.desk.former[2].name == "tumour"
+    again = open_session()  # with a class of its own for the time being
+    again.set_schema(LabelSchema.of("something"))
+    assert [again.desk.former[value].name for value in (1, 2)] == ["liver", "tumour"]
 
 
 def test_a_preset_renumbers_nothing_that_a_closed_scan_holds(session):
@@ -101,7 +102,39 @@ def test_voxels_that_count_as_another_class_are_said(session, trained):
     state = session.add_scan(scan_of())
     session.record_edit(state, painted(state, np.s_[2], 2), slice(None))
     session.models.use(model_of(trained, "liver", "vessel"))
+    assert any("labelled tumour count as vessel now: Undo" in notice for notice in session.heard.notices)
+    session.undo(state)  # as it was said
+    assert names(session)[2] == "tumour"
+    assert session.models.in_use is None
+
+
+def test_the_persons_classes_come_back_though_voxels_have_added_one(session, trained):
+    session.set_schema(LabelSchema.of("a", "b", "c"))
+    state = session.add_scan(scan_of())
+    session.record_edit(state, painted(state, np.s_[2], 3), slice(None))
+    session.models.use(model_of(trained, "liver", "vessel"))
+    assert names(session) == {1: "liver", 2: "vessel", 3: "c"}
+    session.models.begin_anew(None)
+    assert names(session) == {1: "a", 2: "b", 3: "c"}
+
+
+def test_a_scan_whose_labels_are_called_otherwise_now_says_so(session, trained):
+    scan = scan_of()
+    state = session.add_scan(scan)
+    session.record_edit(state, painted(state, np.s_[2], 2), slice(None))
+    session.remove_scan(state)
+    session.models.use(model_of(trained, "liver", "vessel"))
+    session.add_scan(scan)
     assert any("labelled tumour count as vessel now" in notice for notice in session.heard.notices)
+
+
+def test_a_preset_gives_no_undone_stroke_another_class(session):
+    state = session.add_scan(scan_of())
+    session.record_edit(state, painted(state, np.s_[2], 1), slice(None))
+    session.undo(state)
+    change_classes(session, from_preset(session, ("kidney", "cyst")))
+    session.redo(state)
+    assert {names(session)[value] for value in np.unique(state.annotation.labels) if value} == {"liver"}
 
 
 def test_a_deleted_model_is_not_taken_into_use_by_undo(session, trained):

@@ -153,6 +153,18 @@ def test_a_stroke_of_another_class_does_not_end_a_structure_that_is_filled(work)
     assert (labels[1] == 1).any()
 
 
+def test_filling_between_slices_leaves_what_was_erased(work):
+    session, state, _ = work
+    for index in (0, 10):
+        session.record_edit(state, painted(state, np.s_[index, 10:20, 10:20], 1), slice(None))
+    session.record_edit(state, painted(state, np.s_[5, 12:14, 12:14], 1), slice(None))
+    session.record_edit(state, painted(state, np.s_[5, 12:14, 12:14], 0), slice(None))
+    session.tools.look(FillBetween(), 1, "scan")
+    session.wait(SECONDS)
+    session.tools.apply()
+    assert (state.annotation.labels == 1).sum(axis=(1, 2)).tolist() == [100] * 5 + [96] + [100] * 5 + [0]
+
+
 def test_threshold_on_a_slice_finds_the_structure(work):
     session, state, inside = work
     applied(session, Threshold(low=50, high=1000))

@@ -137,7 +137,10 @@ def segment_names(path: Path | str) -> dict[int, str]:
 
     with quietly():
         seg = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SegmentSequence"])
-    return {int(each.SegmentNumber): str(each.SegmentLabel) for each in seg.get("SegmentSequence", [])}
+    return {
+        int(each.SegmentNumber): str(each.get("SegmentLabel", f"segment {each.SegmentNumber}"))
+        for each in seg.get("SegmentSequence", [])
+    }
 
 
 def read_dicom_seg(path: Path | str, scan: Scan) -> NDArray:

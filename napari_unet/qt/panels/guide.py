@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout
 
 from napari_unet.domain.progress import Notice
 from napari_unet.qt.panels.parts import button, line
+from napari_unet.session.classes import from_preset
 from napari_unet.session.preferences import Preferences
 from napari_unet.session.session import LabelsChanged, Session
 from napari_unet.session.state import ScanState
@@ -91,7 +92,7 @@ class Guide(QFrame):
         scan, _, schema = ct_phantom(_SAMPLE_SEED, "thick")
         model = self._session.models.in_use
         if model is None and not any(state.annotation.labels.any() for state in self._session.scans):
-            self._session.set_schema(schema)
+            self._session.set_schema(from_preset(self._session, [each.name for each in schema.classes]))
         self._session.add_scan(scan)
         self._session.notified.emit(Notice("This is the sample: a computed CT with liver, kidneys, spleen and aorta."))
 
